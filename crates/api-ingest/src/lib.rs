@@ -1,0 +1,1 @@
+//! HTTP in: validates, stores once, publishes, answers after the commit.

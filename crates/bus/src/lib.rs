@@ -1,0 +1,1 @@
+//! NATS JetStream as Ringback uses it: subjects, streams, consumers, pulls, request/reply.

@@ -1,0 +1,1 @@
+//! The only way platform code dials a URL that came from outside.

@@ -1,0 +1,1 @@
+//! Runs jobs: fetches free slots, executes, spools outcomes, acknowledges last.

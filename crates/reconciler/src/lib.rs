@@ -1,0 +1,1 @@
+//! Finds what SQL says should be on its way and is not, and repairs it through the tracker.

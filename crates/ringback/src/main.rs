@@ -1,0 +1,3 @@
+//! Ringback's command line and all-in-one.
+
+fn main() {}

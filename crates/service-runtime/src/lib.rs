@@ -1,0 +1,1 @@
+//! What every service needs to run: configuration, telemetry, health, metrics, shutdown, blobs, redaction.

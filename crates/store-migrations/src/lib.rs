@@ -1,0 +1,1 @@
+//! Schema of Ringback's SQL store, applied before a roll-out.

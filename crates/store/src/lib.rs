@@ -1,0 +1,1 @@
+//! SQL: one code base for SQLite and PostgreSQL, group commit, one function per question asked.

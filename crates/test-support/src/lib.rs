@@ -1,0 +1,1 @@
+//! Harnesses for tests: real nats-server, real databases, real processes, a counting receiver. Development only.

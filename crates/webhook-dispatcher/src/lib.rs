@@ -1,0 +1,1 @@
+//! Owns deliveries: signs, sends, classifies, retries, records.

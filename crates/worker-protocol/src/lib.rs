@@ -1,0 +1,1 @@
+//! The RunPod worker protocol, server side: what an unmodified handler image speaks.
