@@ -81,8 +81,7 @@ const DENIED_V6: &[V6Range] = &[
     v6(0xff00 << 112, 8, "ff00::/8", "multicast"),
 ];
 
-const NOT_GLOBAL_V6: DeniedRange =
-    DeniedRange { network: "outside 2000::/3", purpose: "not global unicast" };
+const NOT_GLOBAL_V6: DeniedRange = DeniedRange { network: "outside 2000::/3", purpose: "not global unicast" };
 
 /// The denied range that `ip` lies in, or `None` for a public address. v4 addresses mapped into v6
 /// (`::ffff:0:0/96`) are judged as the v4 address they stand for.
@@ -127,8 +126,7 @@ impl AddressPolicy {
         if self.allow_loopback && ip.is_loopback() {
             return Ok(());
         }
-        let opened =
-            self.allow_private.iter().any(|net| net.contains(&ip) && Self::check_entry(net).is_ok());
+        let opened = self.allow_private.iter().any(|net| net.contains(&ip) && Self::check_entry(net).is_ok());
         if opened { Ok(()) } else { Err(range) }
     }
 

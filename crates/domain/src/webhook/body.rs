@@ -9,6 +9,10 @@
 
 use serde::Deserialize;
 
+use crate::batch::{BatchCounts, BatchStatus};
+use crate::status::JobStatus;
+use crate::target::BodyFormat;
+
 /// A JSON text as it came from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Json<'a> {
@@ -155,6 +159,18 @@ impl Object {
     }
 }
 
+/// The body that a target of `format` gets for a transition into `told.status`. Whoever writes the transition calls
+/// this once per distinct body and stores the bytes.
+#[must_use]
+pub fn of_transition(format: BodyFormat, told: &Terminal<'_>) -> Body {
+    match (told.status, format) {
+        (JobStatus::InQueue, _) => in_queue(told.id),
+        (JobStatus::InProgress, _) => in_progress(told.id, told.delay_time_ms),
+        (_, BodyFormat::RunpodWebhook) => terminal(told),
+        (_, BodyFormat::RunpodWebhookV2) => terminal(&Terminal { echo: None, ..*told }),
+    }
+}
+
 /// `webhookv2` of `IN_QUEUE`: id and status.
 #[must_use]
 pub fn in_queue(id: &str) -> Body {
@@ -176,8 +192,8 @@ pub fn in_progress(id: &str, delay_time_ms: u64) -> Body {
 pub struct Terminal<'a> {
     /// The job's id as its owner knows it (`/runsync` jobs with their prefix).
     pub id: &'a str,
-    /// `COMPLETED`, `FAILED`, `CANCELLED` or `TIMED_OUT`.
-    pub status: &'a str,
+    /// The state that was entered.
+    pub status: JobStatus,
     /// From (re)queueing to start, 0 if it never started.
     pub delay_time_ms: u64,
     /// Of the recorded attempt, 0 if it never started.
@@ -203,8 +219,10 @@ pub struct Echo<'a> {
 /// `COMPLETED` has the reason twice, as `error` and as `output.error`, because receivers look in either place.
 #[must_use]
 pub fn terminal(end: &Terminal<'_>) -> Body {
-    let completed = end.status == "COMPLETED";
-    let error = (!completed).then(|| end.error.unwrap_or(default_error(end.status)));
+    let error = match end.status {
+        JobStatus::Completed => None,
+        other => Some(end.error.unwrap_or(default_error(other))),
+    };
     let mut object = Object::new();
     object.number("delayTime", end.delay_time_ms);
     if let Some(error) = error {
@@ -223,18 +241,20 @@ pub fn terminal(end: &Terminal<'_>) -> Body {
             object.json("output", end.output.unwrap_or(Json::Inline(b"null")));
         }
     }
-    object.text("status", end.status);
+    object.text("status", end.status.as_str());
     if let Some(echo) = &end.echo {
         object.text("webhook", echo.webhook);
     }
     object.close()
 }
 
-fn default_error(status: &str) -> &'static str {
+fn default_error(status: JobStatus) -> &'static str {
     match status {
-        "CANCELLED" => "the job was cancelled",
-        "TIMED_OUT" => "the job ran out of time",
-        _ => "the job failed",
+        JobStatus::Cancelled => "the job was cancelled",
+        JobStatus::TimedOut => "the job ran out of time",
+        JobStatus::InQueue | JobStatus::InProgress | JobStatus::Completed | JobStatus::Failed => {
+            "the job failed"
+        }
     }
 }
 
@@ -294,16 +314,10 @@ fn has_error_field(object: &[u8]) -> bool {
 pub struct BatchEnd<'a> {
     /// The batch's id.
     pub batch_id: &'a str,
-    /// `COMPLETED`, `FAILED` or `CANCELLED`.
-    pub status: &'a str,
-    /// Jobs in the batch.
-    pub total: u64,
-    /// Jobs that completed.
-    pub completed: u64,
-    /// Jobs that failed or timed out.
-    pub failed: u64,
-    /// Jobs that were cancelled.
-    pub cancelled: u64,
+    /// How it ended.
+    pub status: BatchStatus,
+    /// How its jobs ended.
+    pub counts: BatchCounts,
     /// Where the results are, one JSON line per job.
     pub result_url: &'a str,
 }
@@ -314,11 +328,11 @@ pub fn batch_end(end: &BatchEnd<'_>) -> Body {
     let mut object = Object::new();
     object
         .text("batch_id", end.batch_id)
-        .text("status", end.status)
-        .number("total", end.total)
-        .number("completed", end.completed)
-        .number("failed", end.failed)
-        .number("cancelled", end.cancelled)
+        .text("status", end.status.as_str())
+        .number("total", end.counts.total.into())
+        .number("completed", end.counts.completed.into())
+        .number("failed", end.counts.failed.into())
+        .number("cancelled", end.counts.cancelled.into())
         .text("result_url", end.result_url);
     object.close()
 }
@@ -361,7 +375,7 @@ mod tests {
     fn failed(output: Option<&'static [u8]>) -> Body {
         terminal(&Terminal {
             id: "j",
-            status: "FAILED",
+            status: JobStatus::Failed,
             delay_time_ms: 1,
             execution_time_ms: 2,
             output: output.map(Json::Inline),
@@ -380,7 +394,7 @@ mod tests {
     fn a_completed_job_has_runpods_body_with_input_and_output_verbatim() {
         let body = terminal(&Terminal {
             id: "a-1",
-            status: "COMPLETED",
+            status: JobStatus::Completed,
             delay_time_ms: 0,
             execution_time_ms: 12,
             output: Some(Json::Inline(b"{ \"b\":1e400,\"a\":0.10 }")),
@@ -397,7 +411,7 @@ mod tests {
     fn a_completed_job_without_output_says_null() {
         let body = terminal(&Terminal {
             id: "a",
-            status: "COMPLETED",
+            status: JobStatus::Completed,
             delay_time_ms: 0,
             execution_time_ms: 0,
             output: None,
@@ -432,7 +446,7 @@ mod tests {
 
     #[test]
     fn a_job_that_was_cancelled_without_words_still_has_an_error() {
-        for status in ["FAILED", "CANCELLED", "TIMED_OUT"] {
+        for status in [JobStatus::Failed, JobStatus::Cancelled, JobStatus::TimedOut] {
             let body = value(&terminal(&Terminal {
                 id: "a",
                 status,
@@ -448,10 +462,41 @@ mod tests {
     }
 
     #[test]
+    fn each_format_has_its_body_for_each_state() {
+        let told = |status| Terminal {
+            id: "a",
+            status,
+            delay_time_ms: 4,
+            execution_time_ms: 5,
+            output: Some(Json::Inline(b"7")),
+            error: None,
+            echo: Some(Echo { input: Json::Inline(b"{}"), webhook: "https://x.test/" }),
+        };
+        let body = |format, status| value(&of_transition(format, &told(status)));
+        assert_eq!(
+            body(BodyFormat::RunpodWebhookV2, JobStatus::InQueue),
+            json!({"id": "a", "status": "IN_QUEUE"})
+        );
+        assert_eq!(
+            body(BodyFormat::RunpodWebhookV2, JobStatus::InProgress),
+            json!({"id": "a", "status": "IN_PROGRESS", "delayTime": 4})
+        );
+        assert_eq!(
+            body(BodyFormat::RunpodWebhookV2, JobStatus::Completed),
+            json!({"id": "a", "status": "COMPLETED", "delayTime": 4, "executionTime": 5, "output": 7})
+        );
+        assert_eq!(
+            body(BodyFormat::RunpodWebhook, JobStatus::Completed),
+            json!({"id": "a", "status": "COMPLETED", "delayTime": 4, "executionTime": 5, "output": 7,
+                   "input": {}, "webhook": "https://x.test/"})
+        );
+    }
+
+    #[test]
     fn large_pieces_are_referred_to_and_not_copied() {
         let body = terminal(&Terminal {
             id: "a",
-            status: "COMPLETED",
+            status: JobStatus::Completed,
             delay_time_ms: 0,
             execution_time_ms: 0,
             output: Some(Json::Blob { key: "out/a/1", size_bytes: 30_000_000 }),
@@ -478,11 +523,8 @@ mod tests {
     fn a_batch_tells_its_counts() {
         let body = batch_end(&BatchEnd {
             batch_id: "b",
-            status: "COMPLETED",
-            total: 3,
-            completed: 1,
-            failed: 1,
-            cancelled: 1,
+            status: BatchStatus::Completed,
+            counts: BatchCounts { total: 3, completed: 1, failed: 1, cancelled: 1 },
             result_url: "https://api.test/v1/batches/b/results",
         });
         assert_eq!(
@@ -511,7 +553,7 @@ mod tests {
                 serde_json::to_vec(&keys).unwrap()
             };
             let body = value(&terminal(&Terminal {
-                id: "j", status: "FAILED", delay_time_ms: 0, execution_time_ms: 0,
+                id: "j", status: JobStatus::Failed, delay_time_ms: 0, execution_time_ms: 0,
                 output: Some(Json::Inline(&output)), error: Some(&error), echo: None,
             }));
             prop_assert_eq!(body["error"].as_str(), Some(error.as_str()));

@@ -168,15 +168,7 @@ mod tests {
     #[test]
     fn an_earlier_state_gets_three_tries_within_thirty_seconds() {
         let early = |tries, elapsed_ms, slow_down| {
-            wait(
-                &Failed {
-                    terminal: false,
-                    now_ms: NOW + elapsed_ms,
-                    slow_down,
-                    ..failed(tries)
-                },
-                0.9,
-            )
+            wait(&Failed { terminal: false, now_ms: NOW + elapsed_ms, slow_down, ..failed(tries) }, 0.9)
         };
         assert_eq!(early(1, 20, SlowDown::No), Some(10_000));
         assert_eq!(early(2, 10_040, SlowDown::No), Some(10_000));
