@@ -1,0 +1,80 @@
+//! `[server]`: listeners, limits of what a client may send, rates.
+
+use super::problems::Problems;
+use super::section::section;
+use std::net::SocketAddr;
+use url::Url;
+
+section! {
+    /// HTTP listeners and the limits on what a client may send.
+    ServerConfig {
+        /// Address of the public HTTP API.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080)),
+        /// Base URL under which clients and receivers reach the API; links are built from it, never from a request. Unset: `http://<listen>`.
+        public_url: Option<Url> = None,
+        /// Address of the operations listener (health and metrics). Unset: the API serves them on its own listener; a service without an API opens none.
+        ops_listen: Option<SocketAddr> = None,
+        /// Largest request body of `/run` and of every route without its own limit, in bytes.
+        max_body_bytes: u64 = 10 * 1024 * 1024,
+        /// Largest request body of `/runsync`, in bytes.
+        max_runsync_body_bytes: u64 = 20 * 1024 * 1024,
+        /// Largest request body of a batch submit, in bytes.
+        max_batch_body_bytes: u64 = 64 * 1024 * 1024,
+        /// Most items in one batch.
+        max_batch_items: u32 = 10_000,
+        /// Deepest nesting of JSON accepted, in levels.
+        max_json_depth: u32 = 128,
+        /// Submits one project may make in any 10 seconds (a batch item counts as one); 0 means no limit. `[projects.<name>] submits_per_10s` overrides it.
+        submits_per_10s: u64 = 0,
+        /// Most requests that may wait for a job at once (`/runsync`, `/status-sync`, `/stream`), all projects together.
+        max_waiters: u32 = 20_000,
+        /// Most waiting requests of one project; 0 means only `max_waiters` applies.
+        max_waiters_per_project: u32 = 10_000,
+        /// Longest time a submit may wait for its commit before it is answered 503, in milliseconds.
+        submit_timeout_ms: u64 = 2_500,
+        /// Free disk space below which submits are answered 507 while outcomes still commit, in bytes; 0 turns the check off.
+        disk_floor_bytes: u64 = 512 * 1024 * 1024,
+    }
+}
+
+impl ServerConfig {
+    /// The base of every link we make: `public_url`, else `http://` and the address actually bound. No trailing slash.
+    #[must_use]
+    pub fn base_url(&self, bound: SocketAddr) -> String {
+        match &self.public_url {
+            Some(url) => url.as_str().trim_end_matches('/').to_owned(),
+            None => format!("http://{bound}"),
+        }
+    }
+
+    pub(super) fn validate(&self, p: &mut Problems) {
+        if let Some(url) = &self.public_url {
+            if !matches!(url.scheme(), "http" | "https") {
+                p.add("server.public_url", "must start with http:// or https://");
+            }
+            if url.query().is_some() || url.fragment().is_some() {
+                p.add("server.public_url", "must not carry a query or a fragment");
+            }
+            if !url.username().is_empty() || url.password().is_some() {
+                p.add(
+                    "server.public_url",
+                    "must not carry a user or a password: it is shown to every receiver",
+                );
+            }
+        }
+        if self.ops_listen.is_some_and(|ops| ops == self.listen && ops.port() != 0) {
+            p.add(
+                "server.ops_listen",
+                "is the same address as server.listen; leave it out to share the listener",
+            );
+        }
+        p.at_least("server.max_body_bytes", self.max_body_bytes, 1024);
+        p.at_least("server.max_runsync_body_bytes", self.max_runsync_body_bytes, 1024);
+        p.at_least("server.max_batch_body_bytes", self.max_batch_body_bytes, 1024);
+        p.within("server.max_batch_items", u64::from(self.max_batch_items), 1, 100_000);
+        // The deepest value serde_json parses without its recursion guard is 128 levels.
+        p.within("server.max_json_depth", u64::from(self.max_json_depth), 1, 128);
+        p.at_least("server.max_waiters", u64::from(self.max_waiters), 1);
+        p.within("server.submit_timeout_ms", self.submit_timeout_ms, 100, 60_000);
+    }
+}
