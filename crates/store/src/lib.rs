@@ -1,1 +1,21 @@
 //! SQL: one code base for SQLite and PostgreSQL, group commit, one function per question asked.
+//!
+//! P1 and P4 rest on this crate: what [`Store::write`] answered is committed to disk. Closures given to it hold no
+//! transaction across anything but SQL (P7). Every query that serves a client takes the project from the key.
+
+mod counters;
+mod db;
+mod error;
+mod jobs;
+pub mod deliveries;
+pub mod partitions;
+pub mod secrets;
+pub mod sql;
+mod writer;
+
+pub use counters::{CounterDelta, EndpointCounts, add_counters, endpoint_counts, fold_counters};
+pub use db::{Facts, Open, Store};
+pub use error::StoreError;
+pub use jobs::{JobRow, insert_jobs, lock_jobs, select_jobs, update_jobs};
+pub use sea_orm;
+pub use writer::{Urgency, WriteTx};

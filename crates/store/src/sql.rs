@@ -1,0 +1,224 @@
+//! Hot statements: raw SQL of a few fixed sizes, so that each is prepared once per connection.
+//!
+//! Placeholders are `$1`, `$2`, … for both databases (sqlx reads them as numbers on SQLite too).
+
+use std::{
+    collections::HashMap,
+    sync::{OnceLock, RwLock},
+};
+
+use sea_orm::{ConnectionTrait, DatabaseBackend, ExecResult, QueryResult, Statement, Value};
+
+use crate::StoreError;
+
+/// Most rows that one statement takes.
+pub const MAX_ROWS: usize = 64;
+
+/// A statement over a list of rows: `before` + `(…),(…)` + `after`.
+///
+/// `casts` has one entry per column: the PostgreSQL type the first row's parameters are cast to, or `""`. Casts are
+/// needed wherever the list is not the direct source of an INSERT.
+#[derive(Debug)]
+pub struct Rows {
+    /// Name, unique in the program: the key of the statement's cache.
+    pub name: &'static str,
+    /// Text before the list.
+    pub before: &'static str,
+    /// One entry per column.
+    pub casts: &'static [&'static str],
+    /// Text after the list.
+    pub after: &'static str,
+}
+
+/// A value list `$1, $2, …` for `IN (…)`.
+pub const LIST: &[&str] = &[""];
+
+impl Rows {
+    /// Runs the statement over all rows, split into statements of 64, 32, 16, … rows. `row` appends one row's
+    /// values. Answers the number of rows affected.
+    pub async fn execute<C: ConnectionTrait, T>(
+        &self,
+        conn: &C,
+        rows: &[T],
+        row: impl Fn(&T, &mut Vec<Value>),
+    ) -> Result<u64, StoreError> {
+        let mut affected = 0;
+        for part in parts(rows) {
+            let result: ExecResult = conn.execute_raw(self.statement(conn, part, &row)).await?;
+            affected += result.rows_affected();
+        }
+        Ok(affected)
+    }
+
+    /// Like [`Self::execute`] for statements that answer rows.
+    pub async fn query<C: ConnectionTrait, T>(
+        &self,
+        conn: &C,
+        rows: &[T],
+        row: impl Fn(&T, &mut Vec<Value>),
+    ) -> Result<Vec<QueryResult>, StoreError> {
+        let mut all = Vec::with_capacity(rows.len());
+        for part in parts(rows) {
+            all.extend(conn.query_all_raw(self.statement(conn, part, &row)).await?);
+        }
+        Ok(all)
+    }
+
+    fn statement<C: ConnectionTrait, T>(
+        &self,
+        conn: &C,
+        rows: &[T],
+        row: impl Fn(&T, &mut Vec<Value>),
+    ) -> Statement {
+        let backend = conn.get_database_backend();
+        let mut values = Vec::with_capacity(rows.len() * self.casts.len());
+        for r in rows {
+            row(r, &mut values);
+        }
+        debug_assert_eq!(values.len(), rows.len() * self.casts.len(), "{}: columns and values differ", self.name);
+        Statement::from_sql_and_values(backend, self.text(rows.len(), backend), values)
+    }
+
+    fn text(&self, rows: usize, backend: DatabaseBackend) -> String {
+        static CACHE: OnceLock<RwLock<HashMap<(&'static str, usize, bool), String>>> = OnceLock::new();
+        let pg = backend == DatabaseBackend::Postgres;
+        let cache = CACHE.get_or_init(RwLock::default);
+        let key = (self.name, rows, pg);
+        if let Ok(known) = cache.read()
+            && let Some(text) = known.get(&key)
+        {
+            return text.clone();
+        }
+        let text = self.render(rows, pg);
+        if let Ok(mut known) = cache.write() {
+            known.insert(key, text.clone());
+        }
+        text
+    }
+
+    fn render(&self, rows: usize, pg: bool) -> String {
+        use std::fmt::Write as _;
+        let single = std::ptr::eq(self.casts, LIST) || self.casts == LIST;
+        let mut text = String::from(self.before);
+        let mut n = 0;
+        for r in 0..rows {
+            if r > 0 {
+                text.push(',');
+            }
+            if !single {
+                text.push('(');
+            }
+            for (c, cast) in self.casts.iter().enumerate() {
+                n += 1;
+                if c > 0 {
+                    text.push(',');
+                }
+                // Writing to a String cannot fail.
+                let _ = write!(text, "${n}");
+                if pg && r == 0 && !cast.is_empty() {
+                    let _ = write!(text, "::{cast}");
+                }
+            }
+            if !single {
+                text.push(')');
+            }
+        }
+        text.push_str(self.after);
+        text
+    }
+}
+
+/// Splits rows into runs of 64, 32, 16, 8, 4, 2 and 1.
+fn parts<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        if rows.is_empty() {
+            return None;
+        }
+        let n = if rows.len() >= MAX_ROWS { MAX_ROWS } else { 1 << rows.len().ilog2() };
+        let (head, tail) = rows.split_at(n);
+        rows = tail;
+        Some(head)
+    })
+}
+
+/// One statement with its values.
+pub fn statement<C: ConnectionTrait>(conn: &C, sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
+    Statement::from_sql_and_values(conn.get_database_backend(), sql, values)
+}
+
+/// Runs one statement; answers the rows affected.
+pub async fn execute<C: ConnectionTrait>(
+    conn: &C,
+    sql: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> Result<u64, StoreError> {
+    Ok(conn.execute_raw(statement(conn, sql, values)).await?.rows_affected())
+}
+
+/// All rows of one query.
+pub async fn query<C: ConnectionTrait>(
+    conn: &C,
+    sql: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> Result<Vec<QueryResult>, StoreError> {
+    Ok(conn.query_all_raw(statement(conn, sql, values)).await?)
+}
+
+/// The first row of one query.
+pub async fn query_one<C: ConnectionTrait>(
+    conn: &C,
+    sql: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> Result<Option<QueryResult>, StoreError> {
+    Ok(conn.query_one_raw(statement(conn, sql, values)).await?)
+}
+
+/// An id as a value.
+#[must_use]
+pub fn id(bytes: &[u8; 16]) -> Value {
+    Value::from(bytes.to_vec())
+}
+
+/// An unsigned number as a 64-bit value; what does not fit is the largest.
+pub fn int(n: impl TryInto<i64>) -> Value {
+    Value::from(n.try_into().unwrap_or(i64::MAX))
+}
+
+/// An optional unsigned number.
+pub fn opt_int<N: TryInto<i64>>(n: Option<N>) -> Value {
+    Value::BigInt(n.map(|n| n.try_into().unwrap_or(i64::MAX)))
+}
+
+/// Reads a column as u32; what does not fit is corrupt.
+pub fn get_u32(row: &QueryResult, index: usize, what: &'static str) -> Result<u32, StoreError> {
+    u32::try_from(row.try_get_by_index::<i64>(index)?).map_err(|_| StoreError::corrupt(what))
+}
+
+/// Reads a column as u64; what does not fit is corrupt.
+pub fn get_u64(row: &QueryResult, index: usize, what: &'static str) -> Result<u64, StoreError> {
+    u64::try_from(row.try_get_by_index::<i64>(index)?).map_err(|_| StoreError::corrupt(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_split_into_few_sizes_and_lose_none() {
+        for n in 0..200_usize {
+            let rows: Vec<usize> = (0..n).collect();
+            let split: Vec<&[usize]> = parts(&rows).collect();
+            assert_eq!(split.concat(), rows);
+            assert!(split.iter().all(|p| p.len().is_power_of_two() && p.len() <= MAX_ROWS));
+        }
+    }
+
+    #[test]
+    fn text_numbers_every_value_and_casts_the_first_row() {
+        let r = Rows { name: "t", before: "X ", casts: &["bytea", ""], after: " Y" };
+        assert_eq!(r.render(2, true), "X ($1::bytea,$2),($3,$4) Y");
+        assert_eq!(r.render(1, false), "X ($1,$2) Y");
+        let l = Rows { name: "l", before: "IN (", casts: LIST, after: ")" };
+        assert_eq!(l.render(3, true), "IN ($1,$2,$3)");
+    }
+}
