@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
-use ringback_domain::webhook::url::{UrlPolicy, check_url};
+use ringback_domain::webhook::url::{UrlError, UrlPolicy, check_url};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -52,11 +52,23 @@ pub enum BuildError {
     Http(String),
 }
 
+/// A URL that passed the rules of its client. A literal address never passes through the resolver, so the rules are
+/// applied to the very value that is dialled; only [`Client::check`] makes one.
+#[derive(Clone)]
+pub struct CheckedUrl(Url);
+
+impl std::fmt::Debug for CheckedUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Path and query may be secrets.
+        write!(f, "CheckedUrl({})", self.0.host_str().unwrap_or_default())
+    }
+}
+
 /// A request to send.
 #[derive(Debug)]
 pub struct Post {
-    /// Where to. Give it [`Client::check`]ed.
-    pub url: Url,
+    /// Where to.
+    pub url: CheckedUrl,
     /// All headers but those of the transport.
     pub headers: HeaderMap,
     /// The body; cheap to copy.
@@ -138,8 +150,8 @@ impl Client {
     ///
     /// # Errors
     /// The rule it breaks.
-    pub fn check(&self, url: &str) -> Result<Url, EgressError> {
-        Ok(check_url(url, &self.policy)?)
+    pub fn check(&self, url: &str) -> Result<CheckedUrl, UrlError> {
+        check_url(url, &self.policy).map(CheckedUrl)
     }
 
     /// Sends a request and reads its answer within the limits. A connection that ends before any answer is tried once
@@ -149,12 +161,10 @@ impl Client {
     /// # Errors
     /// No answer came; the class is in [`EgressError::fault`].
     pub async fn post(&self, post: Post) -> Result<Answer, EgressError> {
-        // A literal address never passes through the resolver, so it is judged here, on the very value that is dialled.
-        check_url(post.url.as_str(), &self.policy)?;
         let deadline = Instant::now() + self.limits.deadline;
-        let first = self.send(post.url.clone(), post.headers.clone(), post.body.clone(), deadline).await;
+        let first = self.send(post.url.0.clone(), post.headers.clone(), post.body.clone(), deadline).await;
         match first {
-            Err(EgressError::Closed(_)) => self.send(post.url, post.headers, post.body, deadline).await,
+            Err(EgressError::Closed(_)) => self.send(post.url.0, post.headers, post.body, deadline).await,
             other => other,
         }
     }

@@ -14,7 +14,7 @@ mod config;
 mod error;
 mod resolver;
 
-pub use client::{Answer, BuildError, Client, Limits, Post};
-pub use config::{ConfigError, EgressConfig, PortRange};
+pub use client::{Answer, BuildError, CheckedUrl, Client, Limits, Post};
+pub use config::{ConfigError, webhook_policy};
 pub use error::EgressError;
 pub use resolver::{Lookup, SystemLookup};

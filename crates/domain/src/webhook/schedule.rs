@@ -25,7 +25,7 @@ const JITTER: f64 = 0.2;
 pub const SHORT_TRIES: u32 = 3;
 /// From the first try of a delivery that is not terminal to its last, in ms.
 pub const SHORT_WINDOW_MS: u64 = 30_000;
-/// The longest wait that a receiver's `Retry-After` can ask for, in ms.
+/// The longest wait that a receiver's `Retry-After` can ask for unless the operator says otherwise, in ms.
 pub const RETRY_AFTER_CAP_MS: u64 = 3_600_000;
 /// The least wait after an answer that says "slow down" and names no time, in ms.
 pub const SLOW_DOWN_MS: u64 = 60_000;
@@ -45,6 +45,8 @@ pub struct Failed {
     pub now_ms: u64,
     /// What the receiver asked for.
     pub slow_down: SlowDown,
+    /// The longest wait that it can ask for.
+    pub retry_after_cap_ms: u64,
 }
 
 /// A receiver's wish to be left alone for a while.
@@ -75,10 +77,10 @@ pub fn after_failure(failed: &Failed, jitter: f64) -> Next {
         (Profile::RunpodStrict, true) => (made < SHORT_TRIES).then_some(LADDER_MS[0]),
         (Profile::Standard, true) => {
             let index = usize::try_from(made - 1).unwrap_or(usize::MAX);
-            LADDER_MS.get(index).map(|&base| slowed(jittered(base, index, jitter), failed.slow_down))
+            LADDER_MS.get(index).map(|&base| slowed(jittered(base, index, jitter), failed))
         }
         (Profile::Standard | Profile::RunpodStrict, false) => {
-            let wait = slowed(LADDER_MS[0], failed.slow_down);
+            let wait = slowed(LADDER_MS[0], failed);
             let elapsed = failed.now_ms.saturating_sub(failed.first_try_at_ms);
             (made < SHORT_TRIES && elapsed.saturating_add(wait) <= SHORT_WINDOW_MS).then_some(wait)
         }
@@ -103,11 +105,11 @@ fn jittered(base_ms: u64, rung: usize, jitter: f64) -> u64 {
     base_ms.saturating_add(extra as u64)
 }
 
-fn slowed(wait_ms: u64, slow_down: SlowDown) -> u64 {
-    match slow_down {
+fn slowed(wait_ms: u64, failed: &Failed) -> u64 {
+    match failed.slow_down {
         SlowDown::No => wait_ms,
         SlowDown::Unnamed => wait_ms.saturating_mul(2).max(SLOW_DOWN_MS),
-        SlowDown::For(asked_ms) => wait_ms.max(asked_ms.min(RETRY_AFTER_CAP_MS)),
+        SlowDown::For(asked_ms) => wait_ms.max(asked_ms.min(failed.retry_after_cap_ms)),
     }
 }
 
@@ -127,6 +129,7 @@ mod tests {
             first_try_at_ms: NOW,
             now_ms: NOW,
             slow_down: SlowDown::No,
+            retry_after_cap_ms: RETRY_AFTER_CAP_MS,
         }
     }
 
@@ -204,7 +207,7 @@ mod tests {
             loop {
                 tries += 1;
                 let next = after_failure(
-                    &Failed { profile, terminal, tries, first_try_at_ms: NOW, now_ms, slow_down },
+                    &Failed { profile, terminal, tries, first_try_at_ms: NOW, now_ms, slow_down, ..failed(1) },
                     jitter,
                 );
                 match next {

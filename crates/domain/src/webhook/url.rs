@@ -3,6 +3,7 @@
 //!
 //! A name is judged again by its addresses when it is dialled; see crate `egress`.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
 use ::url::{Host, Url};
@@ -19,29 +20,24 @@ pub struct UrlPolicy {
     pub allow_http: bool,
     /// Ports that may be dialled.
     pub ports: Vec<RangeInclusive<u16>>,
-    /// Addresses that may be dialled.
+    /// Addresses that may be dialled. Where loopback is open, it is open for http and on every port.
     pub addresses: AddressPolicy,
 }
 
 impl Default for UrlPolicy {
-    /// https to public addresses, on 443 and the ports that need no privilege.
+    /// https to public addresses on the usual ports.
     fn default() -> Self {
-        Self {
-            allow_http: false,
-            ports: vec![80..=80, 443..=443, 1024..=u16::MAX],
-            addresses: AddressPolicy::default(),
-        }
+        Self { allow_http: false, ports: vec![80..=80, 443..=443], addresses: AddressPolicy::default() }
     }
 }
 
 impl UrlPolicy {
-    /// What `ringback dev` uses while it listens on loopback: http and this machine.
+    /// The default and this machine: what `ringback dev` uses while it listens on loopback only.
     #[must_use]
     pub fn development() -> Self {
         Self {
-            allow_http: true,
-            ports: vec![1..=u16::MAX],
             addresses: AddressPolicy { allow_loopback: true, ..AddressPolicy::default() },
+            ..Self::default()
         }
     }
 }
@@ -65,10 +61,12 @@ pub enum UrlError {
     #[error("the URL has no host")]
     NoHost,
     /// A port outside the allowed ones.
-    #[error("port {0} is not allowed (setting egress.ports)")]
+    #[error("port {0} is not allowed (setting webhooks.allow_ports)")]
     Port(u16),
     /// A literal address, or the name `localhost`, in a denied range.
-    #[error("address {host} is not allowed: {range} (settings egress.allow_loopback, egress.allow_private)")]
+    #[error(
+        "address {host} is not allowed: {range} (settings webhooks.allow_loopback, webhooks.allow_private)"
+    )]
     Address {
         /// The host as the parser read it.
         host: String,
@@ -78,7 +76,7 @@ pub enum UrlError {
 }
 
 fn http_hint(scheme: &str) -> &'static str {
-    if scheme == "http" { " (setting egress.allow_http)" } else { "" }
+    if scheme == "http" { " (setting webhooks.allow_http)" } else { "" }
 }
 
 /// Checks a URL from outside and gives it back parsed. The caller keeps the text as it was submitted and dials the
@@ -94,12 +92,15 @@ pub fn check_url(text: &str, policy: &UrlPolicy) -> Result<Url, UrlError> {
         return Err(UrlError::BadCharacter);
     }
     let url = Url::parse(text).map_err(|error| UrlError::Malformed(error.to_string()))?;
-    match url.scheme() {
-        "https" => {}
-        "http" if policy.allow_http => {}
-        other => return Err(UrlError::Scheme(other.to_owned())),
+    if !matches!(url.scheme(), "https" | "http") {
+        return Err(UrlError::Scheme(url.scheme().to_owned()));
     }
-    check_host(&url, policy)?;
+    if check_host(&url, policy)? == Place::Loopback {
+        return Ok(url);
+    }
+    if url.scheme() == "http" && !policy.allow_http {
+        return Err(UrlError::Scheme(url.scheme().to_owned()));
+    }
     let port = url.port_or_known_default().unwrap_or(0);
     if !policy.ports.iter().any(|range| range.contains(&port)) {
         return Err(UrlError::Port(port));
@@ -107,26 +108,34 @@ pub fn check_url(text: &str, policy: &UrlPolicy) -> Result<Url, UrlError> {
     Ok(url)
 }
 
-fn check_host(url: &Url, policy: &UrlPolicy) -> Result<(), UrlError> {
-    let literal = match url.host() {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Loopback,
+    Elsewhere,
+}
+
+fn check_host(url: &Url, policy: &UrlPolicy) -> Result<Place, UrlError> {
+    let literal: IpAddr = match url.host() {
         None => return Err(UrlError::NoHost),
         Some(Host::Ipv4(ip)) => ip.into(),
-        Some(Host::Ipv6(ip)) => ip.into(),
+        Some(Host::Ipv6(ip)) => ip.to_canonical(),
         Some(Host::Domain(name)) => {
             let name = name.strip_suffix('.').unwrap_or(name);
             if name.is_empty() {
                 return Err(UrlError::NoHost);
             }
             if name != "localhost" && !name.ends_with(".localhost") {
-                return Ok(());
+                return Ok(Place::Elsewhere);
             }
-            std::net::Ipv4Addr::LOCALHOST.into()
+            Ipv4Addr::LOCALHOST.into()
         }
     };
     policy
         .addresses
         .check(literal)
-        .map_err(|range| UrlError::Address { host: url.host_str().unwrap_or_default().to_owned(), range })
+        .map_err(|range| UrlError::Address { host: url.host_str().unwrap_or_default().to_owned(), range })?;
+    let opened = policy.addresses.allow_loopback && literal.is_loopback();
+    Ok(if opened { Place::Loopback } else { Place::Elsewhere })
 }
 
 #[cfg(test)]
@@ -141,7 +150,7 @@ mod tests {
     fn public_https_is_accepted() {
         for text in [
             "https://hooks.example.com/a?b=c",
-            "https://user:pw@hooks.example.com:8443/",
+            "https://user:pw@hooks.example.com:443/",
             "https://8.8.8.8/x",
             "https://[2606:4700::1111]/x",
             "https://localhost.example.com/",
@@ -176,10 +185,11 @@ mod tests {
     #[test]
     fn each_rule_has_its_error() {
         assert_eq!(refused("http://example.com/"), UrlError::Scheme("http".into()));
-        assert!(refused("http://example.com/").to_string().contains("egress.allow_http"));
+        assert!(refused("http://example.com/").to_string().contains("webhooks.allow_http"));
         assert_eq!(refused("ftp://example.com/"), UrlError::Scheme("ftp".into()));
         assert_eq!(refused("file:///etc/passwd"), UrlError::Scheme("file".into()));
         assert_eq!(refused("https://example.com:22/"), UrlError::Port(22));
+        assert!(refused("https://example.com:8443/").to_string().contains("webhooks.allow_ports"));
         assert!(matches!(refused("/hook"), UrlError::Malformed(_)));
         assert!(matches!(refused(""), UrlError::Malformed(_)));
         assert!(matches!(refused("https://"), UrlError::Malformed(_)));
@@ -188,7 +198,7 @@ mod tests {
         assert_eq!(refused(" https://example.com/"), UrlError::BadCharacter);
         let long = format!("https://example.com/{}", "a".repeat(2048));
         assert_eq!(refused(&long), UrlError::TooLong(long.len()));
-        assert!(refused("https://10.0.0.1/").to_string().contains("egress.allow_private"));
+        assert!(refused("https://10.0.0.1/").to_string().contains("webhooks.allow_private"));
     }
 
     #[test]
@@ -200,5 +210,8 @@ mod tests {
         for text in ["http://10.0.0.1/", "http://169.254.169.254/", "http://0.0.0.0:3000/"] {
             assert!(matches!(check_url(text, &policy), Err(UrlError::Address { .. })), "{text}");
         }
+        // What is open for this machine is not open for others.
+        assert_eq!(check_url("http://example.com/", &policy), Err(UrlError::Scheme("http".into())));
+        assert_eq!(check_url("https://example.com:3000/", &policy), Err(UrlError::Port(3000)));
     }
 }
