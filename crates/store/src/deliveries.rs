@@ -1,1 +1,238 @@
-//! (being written)
+//! Deliveries: what is owed to receivers, with its bytes (P4).
+//!
+//! Whoever writes a transition inserts its deliveries in the same transaction ([`insert_deliveries`]) and announces
+//! the same messages afterwards on `rb.<install>.dl.<partition>`. Only the webhook-dispatcher changes rows (P8).
+
+mod count;
+mod load;
+mod record;
+mod view;
+
+use bytes::Bytes;
+use prost::Message as _;
+use ringback_contracts::v1;
+use ringback_domain::batch::BatchStatus;
+use ringback_domain::target::Target;
+use ringback_domain::webhook::body::{Body, Part};
+use ringback_domain::{BatchId, JobId, JobStatus, ProjectId, TimestampMs};
+use sea_orm::Value;
+
+pub use count::{DeliveryCounts, delivery_counts, delivery_counts_between, delivery_counts_of};
+pub use load::{DueAfter, DuePage, Stored, due_page, stored_of};
+pub use record::{Claim, FailedAttempt, Outcome, Recorded, record_outcomes};
+pub use view::{AttemptView, DeliveryView, attempts_of, deliveries_of, pending_age_ms};
+
+use crate::{
+    StoreError, WriteTx,
+    sql::{self, Rows},
+};
+
+/// What `deliveries.event` of a batch's end begins with; the code of the batch's status follows.
+pub const BATCH_EVENT_BASE: u32 = 100;
+
+/// Where a delivery stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DeliveryState {
+    /// Owed.
+    Pending,
+    /// The receiver acknowledged it.
+    Delivered,
+    /// Given up: no try is left, or the receiver said that it is gone.
+    Dead,
+    /// Not an end, still waiting when the end came, and therefore not sent any more.
+    Superseded,
+    /// Taken back by a person.
+    Cancelled,
+}
+
+impl DeliveryState {
+    /// Every state, in the order of [`Self::code`].
+    pub const ALL: [Self; 5] =
+        [Self::Pending, Self::Delivered, Self::Dead, Self::Superseded, Self::Cancelled];
+
+    /// Number used in SQL. The partial index of pending rows relies on 0.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Pending => 0,
+            Self::Delivered => 1,
+            Self::Dead => 2,
+            Self::Superseded => 3,
+            Self::Cancelled => 4,
+        }
+    }
+
+    /// Reads [`Self::code`] back.
+    #[must_use]
+    pub fn from_code(code: i64) -> Option<Self> {
+        usize::try_from(code).ok().and_then(|i| Self::ALL.get(i).copied())
+    }
+
+    /// The word in views, metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::Dead => "dead",
+            Self::Superseded => "superseded",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// The word of an event for views and metrics: `job.completed`, `batch.failed`, ….
+#[must_use]
+pub fn event_name(event: u32) -> &'static str {
+    let code = |n: u32| i64::from(n);
+    match event.checked_sub(BATCH_EVENT_BASE) {
+        Some(batch) => match BatchStatus::from_code(code(batch)) {
+            Some(BatchStatus::InProgress) => "batch.processing",
+            Some(BatchStatus::Completed) => "batch.completed",
+            Some(BatchStatus::Failed) => "batch.failed",
+            Some(BatchStatus::Cancelled) => "batch.cancelled",
+            None => "unknown",
+        },
+        None => match JobStatus::from_code(code(event)) {
+            Some(JobStatus::InQueue) => "job.queued",
+            Some(JobStatus::InProgress) => "job.started",
+            Some(JobStatus::Completed) => "job.completed",
+            Some(JobStatus::Failed) => "job.failed",
+            Some(JobStatus::Cancelled) => "job.cancelled",
+            Some(JobStatus::TimedOut) => "job.timed_out",
+            None => "unknown",
+        },
+    }
+}
+
+/// What the transitions of one job say about its deliveries.
+#[derive(Clone, Copy, Debug)]
+pub struct JobTransition<'a> {
+    /// The job.
+    pub job: JobId,
+    /// Its owner.
+    pub project: ProjectId,
+    /// `jobs.seq` after the transition.
+    pub seq: u32,
+    /// Its run.
+    pub run: u32,
+    /// The state that was entered.
+    pub status: JobStatus,
+    /// When, on the database's clock.
+    pub at: TimestampMs,
+    /// The trace that the POST belongs to.
+    pub traceparent: Option<&'a str>,
+}
+
+/// The delivery that `target` is owed for a transition. The caller asks `target.scope.wants(status)` first and makes
+/// the body with `domain::webhook::body::of_transition`.
+#[must_use]
+pub fn job_delivery(of: &JobTransition<'_>, index: u32, target: &Target, body: Body) -> v1::Delivery {
+    v1::Delivery {
+        owner_id: Bytes::copy_from_slice(of.job.as_bytes()),
+        seq: of.seq,
+        target: index,
+        project_id: of.project.0,
+        url: target.url.clone(),
+        terminal: of.status.is_terminal(),
+        event: u32::from(of.status.code()),
+        body: Some(body_to_wire(body)),
+        created_at_ms: of.at.0,
+        traceparent: of.traceparent.unwrap_or_default().to_owned(),
+        run: of.run,
+    }
+}
+
+/// The one delivery of a batch's end.
+#[must_use]
+pub fn batch_delivery(
+    batch: BatchId,
+    project: ProjectId,
+    seq: u32,
+    status: BatchStatus,
+    url: &str,
+    body: Body,
+    at: TimestampMs,
+    traceparent: Option<&str>,
+) -> v1::Delivery {
+    v1::Delivery {
+        owner_id: Bytes::copy_from_slice(batch.as_bytes()),
+        seq,
+        target: 0,
+        project_id: project.0,
+        url: url.to_owned(),
+        terminal: true,
+        event: BATCH_EVENT_BASE + u32::from(status.code()),
+        body: Some(body_to_wire(body)),
+        created_at_ms: at.0,
+        traceparent: traceparent.unwrap_or_default().to_owned(),
+        run: 1,
+    }
+}
+
+/// A body in the form in which it is stored and sent.
+#[must_use]
+pub fn body_to_wire(body: Body) -> v1::BodyParts {
+    let parts = body
+        .into_parts()
+        .into_iter()
+        .map(|part| match part {
+            Part::Inline(bytes) => v1::BodyPart {
+                size_bytes: bytes.len() as u64,
+                part: Some(v1::body_part::Part::Inline(bytes.into())),
+            },
+            Part::Blob { key, size_bytes } => {
+                v1::BodyPart { size_bytes, part: Some(v1::body_part::Part::BlobKey(key)) }
+            }
+        })
+        .collect();
+    v1::BodyParts { parts }
+}
+
+const INSERT: Rows = Rows {
+    name: "deliveries.insert",
+    before: "INSERT INTO deliveries (owner_id, seq, target, partition, project_id, event, terminal, url, body, state, \
+             attempts, created_at_ms, next_attempt_at_ms) VALUES ",
+    casts: &["", "", "", "", "", "", "", "", "", "", "", "", ""],
+    after: " ON CONFLICT (owner_id, seq, target) DO NOTHING",
+};
+
+/// Inserts the deliveries of transitions, in the transaction that writes these transitions. A delivery that exists
+/// is left as it is: there is never a second one, and its bytes never change (P4). Answers how many are new.
+///
+/// # Errors
+/// The database's, and a corrupt owner id.
+pub async fn insert_deliveries(
+    tx: &WriteTx,
+    partitions: u16,
+    deliveries: &[v1::Delivery],
+) -> Result<u64, StoreError> {
+    if deliveries.iter().any(|d| d.owner_id.len() != 16 || d.body.is_none()) {
+        return Err(StoreError::corrupt("delivery without owner or body"));
+    }
+    INSERT
+        .execute(tx.conn(), deliveries, |d, v| {
+            v.extend([
+                Value::from(d.owner_id.to_vec()),
+                sql::int(d.seq),
+                sql::int(d.target),
+                sql::int(partition_of(&d.owner_id, partitions)),
+                Value::from(d.project_id),
+                sql::int(d.event),
+                sql::int(u8::from(d.terminal)),
+                Value::from(d.url.as_str()),
+                Value::from(d.body.as_ref().map(v1::BodyParts::encode_to_vec).unwrap_or_default()),
+                sql::int(DeliveryState::Pending.code()),
+                sql::int(0_u8),
+                Value::from(d.created_at_ms),
+                Value::from(d.created_at_ms),
+            ]);
+        })
+        .await
+}
+
+/// The partition of a job's or batch's deliveries; equal to `JobId::partition`.
+#[must_use]
+pub fn partition_of(owner_id: &[u8], partitions: u16) -> u16 {
+    u16::from(owner_id.last().copied().unwrap_or_default()) % partitions.max(1)
+}

@@ -1,1 +1,148 @@
-//! (being written)
+//! Who owns a partition of deliveries: leases on the database's clock, fenced by an epoch.
+//!
+//! The epoch rises with every change of owner. What a former owner still wants to write carries its old epoch and is
+//! refused by [`crate::deliveries::record_outcomes`].
+
+use sea_orm::{ConnectionTrait, Value};
+
+pub use crate::deliveries::Claim;
+use crate::{
+    StoreError, WriteTx,
+    sql::{self, Rows},
+};
+
+/// A lease as everybody sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The partition.
+    pub partition: u16,
+    /// Its owner; empty when it was given back.
+    pub owner: String,
+    /// Rises with every change of owner.
+    pub epoch: i64,
+    /// When it ends unless it is renewed, on the database's clock.
+    pub expires_at_ms: i64,
+}
+
+/// All leases, in the order of partitions. A partition that never had an owner has none.
+///
+/// # Errors
+/// The database's, and a corrupt row.
+pub async fn leases<C: ConnectionTrait>(conn: &C) -> Result<Vec<Lease>, StoreError> {
+    let rows = sql::query(
+        conn,
+        "SELECT partition, owner, epoch, expires_at_ms FROM partition_leases ORDER BY partition",
+        [],
+    )
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Lease {
+                partition: u16::try_from(row.try_get_by_index::<i64>(0)?)
+                    .map_err(|_| StoreError::corrupt("partition_leases.partition"))?,
+                owner: row.try_get_by_index(1)?,
+                epoch: row.try_get_by_index(2)?,
+                expires_at_ms: row.try_get_by_index(3)?,
+            })
+        })
+        .collect()
+}
+
+/// When a lease that somebody else holds may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    /// Once it has run out.
+    Expired,
+    /// At once: the caller knows that no other dispatcher lives, because it holds the lock of the data folder.
+    Always,
+}
+
+/// Takes the lease of `partition` if it is free. Answers the new claim, or `None` while another owner holds it.
+///
+/// # Errors
+/// The database's.
+pub async fn acquire(
+    tx: &WriteTx,
+    me: &str,
+    partition: u16,
+    lease_ms: u64,
+    take: Take,
+) -> Result<Option<Claim>, StoreError> {
+    let expired_at = match take {
+        Take::Expired => tx.now_ms(),
+        Take::Always => i64::MAX,
+    };
+    // One statement: on PostgreSQL the second of two askers waits for the first and then sees its lease.
+    let row = sql::query_one(
+        tx.conn(),
+        "INSERT INTO partition_leases (partition, owner, epoch, expires_at_ms) VALUES ($1, $2, 1, $3) \
+         ON CONFLICT (partition) DO UPDATE SET owner = excluded.owner, epoch = partition_leases.epoch + 1, \
+         expires_at_ms = excluded.expires_at_ms \
+         WHERE partition_leases.expires_at_ms <= $4 OR partition_leases.owner = '' RETURNING epoch",
+        [
+            sql::int(partition),
+            Value::from(me),
+            Value::from(tx.now_ms().saturating_add_unsigned(lease_ms)),
+            Value::from(expired_at),
+        ],
+    )
+    .await?;
+    row.map(|row| Ok(Claim { partition, epoch: row.try_get_by_index(0)? })).transpose()
+}
+
+const RENEW: Rows = Rows {
+    name: "partition_leases.renew",
+    before: "WITH v (partition, epoch, owner, expires) AS (VALUES ",
+    casts: &["bigint", "bigint", "text", "bigint"],
+    after: ") UPDATE partition_leases SET expires_at_ms = v.expires FROM v \
+            WHERE partition_leases.partition = v.partition AND partition_leases.epoch = v.epoch \
+            AND partition_leases.owner = v.owner RETURNING partition_leases.partition, partition_leases.epoch",
+};
+
+/// Renews leases; answers those that are still the caller's. A lease that ran out and that nobody took is still the
+/// caller's, because nobody else has written anything.
+///
+/// # Errors
+/// The database's.
+pub async fn renew(
+    tx: &WriteTx,
+    me: &str,
+    claims: &[Claim],
+    lease_ms: u64,
+) -> Result<Vec<Claim>, StoreError> {
+    let expires = tx.now_ms().saturating_add_unsigned(lease_ms);
+    let rows = RENEW
+        .query(tx.conn(), claims, |claim, v| {
+            v.extend([
+                sql::int(claim.partition),
+                Value::from(claim.epoch),
+                Value::from(me),
+                Value::from(expires),
+            ]);
+        })
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Claim {
+                partition: u16::try_from(row.try_get_by_index::<i64>(0)?)
+                    .map_err(|_| StoreError::corrupt("partition_leases.partition"))?,
+                epoch: row.try_get_by_index(1)?,
+            })
+        })
+        .collect()
+}
+
+/// Gives a lease back, so that the next owner need not wait. Nothing happens if it is no longer the caller's.
+///
+/// # Errors
+/// The database's.
+pub async fn release(tx: &WriteTx, me: &str, claim: Claim) -> Result<(), StoreError> {
+    sql::execute(
+        tx.conn(),
+        "UPDATE partition_leases SET owner = '', expires_at_ms = 0 \
+         WHERE partition = $1 AND epoch = $2 AND owner = $3",
+        [sql::int(claim.partition), Value::from(claim.epoch), Value::from(me)],
+    )
+    .await
+    .map(drop)
+}

@@ -1,0 +1,165 @@
+//! Writing down what became of tries. Only the owner of a partition may do so: each write proves its lease.
+
+use std::collections::HashMap;
+
+use sea_orm::Value;
+use uuid::Uuid;
+
+use super::DeliveryState;
+use crate::{
+    StoreError, WriteTx,
+    sql::{self, LIST, Rows},
+};
+
+/// A lease that the writer believes to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// The partition.
+    pub partition: u16,
+    /// The epoch in which it was acquired.
+    pub epoch: i64,
+}
+
+/// What became of a delivery's try, or of the delivery without one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// By which right.
+    pub claim: Claim,
+    /// Job or batch.
+    pub owner: Uuid,
+    /// Place among its transitions.
+    pub seq: u32,
+    /// Which of its targets.
+    pub target: u32,
+    /// Where the delivery stands now.
+    pub state: DeliveryState,
+    /// Tries made so far.
+    pub attempts: u32,
+    /// When it is due again; only while it is pending.
+    pub next_attempt_at_ms: Option<i64>,
+    /// When it ended; only when it is not pending.
+    pub ended_at_ms: Option<i64>,
+    /// Status of the last answer, if there was one.
+    pub last_status: Option<u16>,
+    /// Why the last try failed: one word, then details for people.
+    pub last_error: Option<String>,
+    /// The try itself, if it failed.
+    pub failed: Option<FailedAttempt>,
+}
+
+/// A try that failed, for the attempts log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FailedAttempt {
+    /// When it began, Unix ms.
+    pub at_ms: i64,
+    /// How long it took.
+    pub duration_ms: u64,
+    /// Status of the answer, if there was one.
+    pub status: Option<u16>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Who answered.
+    pub address: Option<String>,
+    /// The beginning of the answer's body.
+    pub response: Option<Vec<u8>>,
+}
+
+/// What [`record_outcomes`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Rows changed.
+    pub changed: u64,
+    /// Claims that are no longer true: the partition belongs to somebody else, nothing of it was written.
+    pub lost: Vec<Claim>,
+}
+
+const CLAIMS: Rows = Rows {
+    name: "partition_leases.claims",
+    before: "SELECT partition, epoch FROM partition_leases WHERE partition IN (",
+    casts: LIST,
+    after: ")",
+};
+
+/// The same, held until the commit, so that no other writer takes the lease in between.
+const CLAIMS_SHARED: Rows = Rows {
+    name: "partition_leases.claims_shared",
+    before: "SELECT partition, epoch FROM partition_leases WHERE partition IN (",
+    casts: LIST,
+    after: ") FOR SHARE",
+};
+
+const UPDATE: Rows = Rows {
+    name: "deliveries.record",
+    before: "WITH v (owner_id, seq, target, state, attempts, next_at, ended_at, status, error) AS (VALUES ",
+    casts: &["bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "text"],
+    // `+` keeps SQLite from walking the index of pending rows instead of looking up each key.
+    after: ") UPDATE deliveries SET state = v.state, attempts = v.attempts, next_attempt_at_ms = v.next_at, \
+            ended_at_ms = v.ended_at, last_status = v.status, last_error = v.error FROM v \
+            WHERE deliveries.owner_id = v.owner_id AND deliveries.seq = v.seq AND deliveries.target = v.target \
+            AND +deliveries.state = 0",
+};
+
+const ATTEMPTS: Rows = Rows {
+    name: "delivery_attempts.insert",
+    before: "INSERT INTO delivery_attempts (owner_id, seq, target, n, at_ms, duration_ms, status, error, address, \
+             response) VALUES ",
+    casts: &["", "", "", "", "", "", "", "", "", ""],
+    after: " ON CONFLICT (owner_id, seq, target, n) DO NOTHING",
+};
+
+/// Writes outcomes whose claims still hold; a delivery that is no longer pending is left as it is. Safe to repeat.
+///
+/// # Errors
+/// The database's.
+pub async fn record_outcomes(tx: &WriteTx, outcomes: &[Outcome]) -> Result<Recorded, StoreError> {
+    let mut claims: Vec<Claim> = Vec::new();
+    for outcome in outcomes {
+        if !claims.contains(&outcome.claim) {
+            claims.push(outcome.claim);
+        }
+    }
+    claims.sort_by_key(|claim| claim.partition);
+    let query = if tx.is_postgres() { &CLAIMS_SHARED } else { &CLAIMS };
+    let rows = query.query(tx.conn(), &claims, |claim, v| v.push(sql::int(claim.partition))).await?;
+    let mut epochs: HashMap<i64, i64> = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        epochs.insert(row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+    }
+    let holds = |claim: &Claim| epochs.get(&i64::from(claim.partition)) == Some(&claim.epoch);
+    let lost: Vec<Claim> = claims.iter().copied().filter(|claim| !holds(claim)).collect();
+    let mine: Vec<&Outcome> = outcomes.iter().filter(|outcome| holds(&outcome.claim)).collect();
+    let changed = UPDATE
+        .execute(tx.conn(), &mine, |o, v| {
+            v.extend([
+                sql::id(o.owner.as_bytes()),
+                sql::int(o.seq),
+                sql::int(o.target),
+                sql::int(o.state.code()),
+                sql::int(o.attempts),
+                Value::BigInt(o.next_attempt_at_ms),
+                Value::BigInt(o.ended_at_ms),
+                sql::opt_int(o.last_status),
+                Value::from(o.last_error.clone()),
+            ]);
+        })
+        .await?;
+    let failed: Vec<(&Outcome, &FailedAttempt)> =
+        mine.iter().filter_map(|o| o.failed.as_ref().map(|failed| (*o, failed))).collect();
+    ATTEMPTS
+        .execute(tx.conn(), &failed, |(o, f), v| {
+            v.extend([
+                sql::id(o.owner.as_bytes()),
+                sql::int(o.seq),
+                sql::int(o.target),
+                sql::int(o.attempts),
+                Value::from(f.at_ms),
+                sql::int(f.duration_ms),
+                sql::opt_int(f.status),
+                Value::from(f.error.clone()),
+                Value::from(f.address.clone()),
+                Value::from(f.response.clone()),
+            ]);
+        })
+        .await?;
+    Ok(Recorded { changed, lost })
+}
