@@ -23,7 +23,6 @@ pub struct Reply {
 
 impl Reply {
     /// The JSON of an answer that must have this status.
-    #[must_use]
     pub fn expect(self, status: u16) -> Value {
         assert_eq!(self.status, status, "unexpected answer: {}", self.text);
         self.json

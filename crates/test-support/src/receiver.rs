@@ -34,6 +34,8 @@ pub enum Mode {
     Drip(Duration),
     /// Never any answer.
     Hang,
+    /// 200 if the body's `status` is this one, else 500.
+    AcceptOnly(&'static str),
     /// A redirect to this address.
     Redirect(String),
     /// This status with `Retry-After` in seconds for the first try of each webhook-id, 200 later.
@@ -182,7 +184,7 @@ async fn take(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let answered = {
         let mut hits = shared.hits.lock().unwrap();
         let tries = hits.iter().filter(|hit| hit.webhook_id == webhook_id).count();
-        let answered = if head.method == http::Method::POST { status_of(&mode, tries) } else { 405 };
+        let answered = if head.method == http::Method::POST { status_of(&mode, tries, &body) } else { 405 };
         hits.push(Hit {
             at: Instant::now(),
             path,
@@ -199,7 +201,7 @@ async fn take(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     reply(mode, answered).await
 }
 
-fn status_of(mode: &Mode, tries_before: usize) -> u16 {
+fn status_of(mode: &Mode, tries_before: usize, body: &[u8]) -> u16 {
     match mode {
         Mode::Ok | Mode::Slow(_) | Mode::Drip(_) => 200,
         Mode::Status(status) => *status,
@@ -210,6 +212,10 @@ fn status_of(mode: &Mode, tries_before: usize) -> u16 {
                 200
             }
         }
+        Mode::AcceptOnly(wanted) => match serde_json::from_slice::<Value>(body) {
+            Ok(json) if json["status"] == *wanted => 200,
+            _ => 500,
+        },
         Mode::Hang => 0,
         Mode::Redirect(_) => 302,
         Mode::RetryAfter(status, _) => {
@@ -246,7 +252,9 @@ async fn reply(mode: Mode, status: u16) -> Response {
             response.headers_mut().insert("retry-after", seconds.into());
             response
         }
-        Mode::Ok | Mode::Status(_) | Mode::FailFirst { .. } | Mode::RetryAfter(..) => plain(status),
+        Mode::Ok | Mode::Status(_) | Mode::FailFirst { .. } | Mode::AcceptOnly(_) | Mode::RetryAfter(..) => {
+            plain(status)
+        }
     }
 }
 

@@ -194,6 +194,13 @@ impl Stack {
         self.instances.insert(name.to_owned(), Instance { role, ops_port, process });
     }
 
+    /// [`Self::spawn`] in the place of a process that has ended.
+    pub fn spawn_over(&mut self, role: Role, name: &str, fault: Option<&str>) {
+        assert!(!self.is_running(name), "{name} runs still");
+        self.instances.remove(name);
+        self.spawn(role, name, fault);
+    }
+
     /// Runs `ringback migrate`.
     pub fn migrate(&self) {
         let config = self.folder.path().join("migrate.toml");

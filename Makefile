@@ -1,0 +1,71 @@
+# Ringback: the commands of a checkout. `make help` lists them. No root is needed.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+# `make demo PROFILE=release` and so on; a release build takes about twice as long and runs much faster.
+PROFILE ?= dev
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+RINGBACK := $(TARGET_DIR)/$(if $(filter release,$(PROFILE)),release,debug)/ringback
+PYTHON ?= python3
+# Crash points are compiled into the program that the tests kill, and into no other.
+TEST_BUILD := --workspace --features ringback/faults
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Fetch what demo and tests need into .tools/ (nats-server, RunPod SDKs, verifier)
+	@$(PYTHON) tools/setup
+
+.PHONY: setup-nats
+setup-nats:
+	@$(PYTHON) tools/setup nats
+
+.PHONY: build
+build: ## Build the program `ringback` (PROFILE=release for speed)
+	@cargo build --profile $(PROFILE) -p ringback
+
+.PHONY: dev
+dev: setup-nats build ## Start everything in one process (ARGS='--endpoint ...' for more)
+	@$(RINGBACK) dev $(ARGS)
+
+.PHONY: demo
+demo: ## Sentences to speech through everything: set up, build, run a batch, verify webhooks and audio
+	@$(PYTHON) tools/setup demo
+	@$(MAKE) --no-print-directory build
+	@.tools/venv-demo/bin/python examples/demo/run.py --ringback $(RINGBACK) $(ARGS)
+
+.PHONY: test
+test: ## Run all tests (real brokers, databases, SDKs; FILTER='-E ...' or names for some)
+	@$(PYTHON) tools/setup test
+	@cargo build $(TEST_BUILD) --all-targets
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run $(TEST_BUILD) $(if $(CI),--profile ci) $(FILTER); \
+	else \
+		echo "cargo-nextest is not installed; using cargo test" >&2; \
+		cargo test $(TEST_BUILD) $(FILTER) -- --test-threads 2; \
+	fi
+
+.PHONY: lint
+lint: ## Check format, lints and (where cargo-deny is installed) licences and advisories
+	@cargo fmt --all -- --check
+	@cargo clippy $(TEST_BUILD) --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
+	else echo "cargo-deny is not installed; deny.toml is not checked" >&2; fi
+
+.PHONY: fmt
+fmt: ## Format the code
+	@cargo fmt --all
+
+.PHONY: bench
+bench: setup-nats ## Measure the whole way and the floor beside it (release build)
+	@cargo build --release -p ringback -p ringback-bench
+	@$(TARGET_DIR)/release/ringback-bench --ringback $(TARGET_DIR)/release/ringback $(ARGS)
+
+.PHONY: clean
+clean: ## Remove builds, fetched tools and demo data
+	@cargo clean
+	@rm -rf .tools .ringback

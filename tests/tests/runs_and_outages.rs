@@ -1,0 +1,242 @@
+//! Several runs of one job against each other, and long absences of broker and database.
+
+use ringback_test_support::books::{Accepted, assert_books_balance};
+use ringback_test_support::stack::{Backend, Options, Role, Stack};
+use ringback_test_support::wait::until;
+use ringback_tests::{LATER, Load, SOON, assert_only, submit};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
+
+/// Four lease periods of the test configuration.
+const SEVERAL_LEASES: Duration = Duration::from_secs(6);
+
+fn options(backend: Backend) -> Options {
+    let mut options = Options::new(backend);
+    // The first loss of a worker ends the job: then an explicit retry is possible while the old attempt lives on.
+    options.endpoint("once", r#"{ builtin = "sleep" }"#, "slots = 4\nmax_attempts = 1");
+    options
+}
+
+async fn retry(stack: &Stack, job: &Accepted) {
+    let reply = stack.api.post(&format!("/v1/jobs/{}/retry", job.id), &json!({})).await;
+    assert_eq!(reply.status, 200, "retry: {}", reply.text);
+    assert_eq!(reply.json["run"], 2, "{}", reply.text);
+}
+
+fn assert_second_run_counts(job: &Value) {
+    assert_eq!(job["status"], "COMPLETED", "{job}");
+    assert_eq!(job["run"], 2, "{job}");
+}
+
+async fn retry_while_the_old_attempt_still_works(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    let job = submit(&stack, "once", "frozen", &json!({"seconds": 3})).await;
+    stack.api.wait_status("once", &job.id, "IN_PROGRESS", SOON).await;
+    // A frozen worker looks dead and is not.
+    stack.process("worker").signal(Signal::STOP);
+    stack.api.wait_status("once", &job.id, "FAILED", SOON).await;
+    retry(&stack, &job).await;
+    stack.process("worker").signal(Signal::CONT);
+    let jobs = assert_books_balance(&stack, &[job], LATER).await;
+    assert_second_run_counts(&jobs[0]);
+    assert_only(&stack, 1).await;
+}
+
+async fn cancel_and_retry_while_the_old_attempt_still_works(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    let job = submit(&stack, "once", "cancelled", &json!({"seconds": 3})).await;
+    stack.api.wait_status("once", &job.id, "IN_PROGRESS", SOON).await;
+    // The worker does not hear of the cancel before the retry is there.
+    stack.process("worker").signal(Signal::STOP);
+    let reply = stack.api.post(&format!("/v1/jobs/{}/cancel", job.id), &json!({})).await.expect(200);
+    assert_eq!(reply["status"], "CANCELLED");
+    retry(&stack, &job).await;
+    stack.process("worker").signal(Signal::CONT);
+    let jobs = assert_books_balance(&stack, &[job], LATER).await;
+    assert_second_run_counts(&jobs[0]);
+    let statuses: Vec<&str> = jobs[0]["history"]
+        .as_array()
+        .expect("history")
+        .iter()
+        .filter_map(|entry| entry["status"].as_str())
+        .collect();
+    assert_eq!(statuses[..3], ["IN_QUEUE", "IN_PROGRESS", "CANCELLED"], "{statuses:?}");
+}
+
+fn holds_a_file(folder: &Path) -> bool {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() { holds_a_file(&path) } else { entry.metadata().is_ok_and(|meta| meta.len() > 0) }
+    })
+}
+
+async fn a_spooled_outcome_arrives_after_a_retry(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    let job = submit(&stack, "once", "spooled", &json!({"seconds": 2})).await;
+    stack.api.wait_status("once", &job.id, "IN_PROGRESS", SOON).await;
+    stack.kill9("tracker");
+    let spool = stack.data_dir("worker").join("spool");
+    until("the outcome to be spooled", SOON, || async { holds_a_file(&spool).then_some(()) }).await;
+    stack.kill9("worker");
+    stack.start_again("tracker").await;
+    stack.api.wait_status("once", &job.id, "FAILED", SOON).await;
+    retry(&stack, &job).await;
+    // The worker comes back with the success of run 1 in its spool. Run 1 has ended; it changes nothing (P3).
+    stack.start_again("worker").await;
+    let jobs = assert_books_balance(&stack, &[job], LATER).await;
+    assert_second_run_counts(&jobs[0]);
+}
+
+async fn running_jobs(stack: &Stack, seconds: u32) -> Vec<Accepted> {
+    let mut jobs = Vec::new();
+    for n in 0..3 {
+        let job = submit(stack, "sleep", &format!("long-{n}"), &json!({ "seconds": seconds })).await;
+        stack.api.wait_status("sleep", &job.id, "IN_PROGRESS", SOON).await;
+        jobs.push(job);
+    }
+    jobs
+}
+
+/// No job that ran through the outage was taken for lost: one attempt, and no way back to the queue.
+async fn assert_undisturbed(stack: &Stack, accepted: &[Accepted]) {
+    for job in assert_books_balance(stack, accepted, LATER).await {
+        assert_eq!(job["status"], "COMPLETED", "{job}");
+        assert_eq!(job["attempt"], 1, "a running job was taken for lost: {job}");
+        assert_eq!(job["history"].as_array().map(Vec::len), Some(3), "{job}");
+    }
+}
+
+async fn the_broker_is_away_for_several_leases(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    let jobs = running_jobs(&stack, 10).await;
+    stack.nats.kill9();
+    tokio::time::sleep(SEVERAL_LEASES).await;
+    stack.nats.start_again().await;
+    assert_undisturbed(&stack, &jobs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_is_away_for_several_leases() {
+    let Some(mut stack) = Stack::apart(options(Backend::Postgres)).await else { return };
+    let jobs = running_jobs(&stack, 10).await;
+    let postgres = stack.postgres.as_mut().expect("PostgreSQL");
+    postgres.crash();
+    tokio::time::sleep(SEVERAL_LEASES).await;
+    postgres.start_again().await;
+    assert_undisturbed(&stack, &jobs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_is_locked_for_several_leases() {
+    let Some(stack) = Stack::apart(options(Backend::Sqlite)).await else { return };
+    let jobs = running_jobs(&stack, 10).await;
+    let sql = stack.sql().await;
+    sql.execute("BEGIN IMMEDIATE").await;
+    tokio::time::sleep(SEVERAL_LEASES).await;
+    sql.execute("ROLLBACK").await;
+    assert_undisturbed(&stack, &jobs).await;
+}
+
+async fn assert_all_completed(stack: &Stack, accepted: &[Accepted]) {
+    for job in assert_books_balance(stack, accepted, LATER).await {
+        assert_eq!(job["status"], "COMPLETED", "{job}");
+    }
+    assert_only(stack, accepted.len()).await;
+}
+
+async fn nats_is_stopped_for_ten_seconds_under_load(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    let load = Load::start(&stack, "stopped", 20);
+    load.wait_for_more(20).await;
+    stack.nats.stop();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    stack.nats.start_again().await;
+    load.wait_for_more(20).await;
+    assert_all_completed(&stack, &load.stop().await).await;
+}
+
+/// P6: the whole store of the broker goes, with messages in it and jobs on their way.
+async fn the_nats_store_is_deleted_under_load(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    let load = Load::start(&stack, "deleted", 20);
+    let long = submit(&stack, "sleep", "across", &json!({"seconds": 6})).await;
+    load.wait_for_more(20).await;
+    // Without a worker for a moment, so that messages wait in the store when it goes.
+    stack.kill9("worker");
+    load.wait_for_more(20).await;
+    stack.nats.kill9();
+    stack.nats.delete_store();
+    stack.nats.start_again().await;
+    stack.start_again("worker").await;
+    load.wait_for_more(20).await;
+    let mut accepted = load.stop().await;
+    accepted.push(long);
+    assert_all_completed(&stack, &accepted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_is_restarted_under_load() {
+    let Some(mut stack) = Stack::apart(options(Backend::Postgres)).await else { return };
+    let load = Load::start(&stack, "restarted", 20);
+    for crash in [false, true] {
+        load.wait_for_more(20).await;
+        let postgres = stack.postgres.as_mut().expect("PostgreSQL");
+        if crash {
+            postgres.crash();
+        } else {
+            postgres.stop();
+        }
+        postgres.start_again().await;
+    }
+    load.wait_for_more(20).await;
+    assert_all_completed(&stack, &load.stop().await).await;
+}
+
+/// Two of each at once, and one of each dies: partitions, leases and batches of outcomes pass to the other.
+async fn two_of_each_and_one_dies_under_load(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    let roles = [Role::Tracker, Role::Dispatcher, Role::Worker, Role::Reconciler];
+    for role in roles {
+        stack.start_as(role, &format!("{}-2", role.word())).await;
+    }
+    let load = Load::start(&stack, "twice", 20);
+    for role in roles {
+        load.wait_for_more(10).await;
+        stack.kill9(role.word());
+    }
+    load.wait_for_more(20).await;
+    assert_all_completed(&stack, &load.stop().await).await;
+}
+
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::$name(super::Backend::Sqlite).await;
+                }
+            )*
+        }
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::$name(super::Backend::Postgres).await;
+                }
+            )*
+        }
+    };
+}
+
+on_both!(
+    retry_while_the_old_attempt_still_works,
+    cancel_and_retry_while_the_old_attempt_still_works,
+    a_spooled_outcome_arrives_after_a_retry,
+    the_broker_is_away_for_several_leases,
+    nats_is_stopped_for_ten_seconds_under_load,
+    the_nats_store_is_deleted_under_load,
+    two_of_each_and_one_dies_under_load,
+);
