@@ -1,0 +1,59 @@
+//! `ringback get`: everything about one job or batch.
+
+use super::{Context, Subject, job_path, look_up, show};
+use crate::client::connection::ServerArgs;
+use crate::client::model::DeliveryList;
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::ui::{out, raw};
+use futures::StreamExt as _;
+
+const EXAMPLES: &str = "\
+Examples:
+  ringback get 01981c4e-5b0e-7c3a-9d55-2f6f0a6c1e11      status, timeline, webhooks, output
+  ringback get $JOB --output > result.json               only the output, verbatim
+  ringback get $JOB --json | jq .history";
+
+/// Show one job or batch: status, timeline, webhooks, output
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct GetArgs {
+    /// Id of a job or a batch
+    id: String,
+    /// Print only the job's output, verbatim
+    #[arg(short, long)]
+    output: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+/// Runs the verb.
+pub(crate) async fn run(ctx: &Context, args: &GetArgs) -> Result<Exit, CliError> {
+    if args.output {
+        return output(ctx, &args.id).await;
+    }
+    match look_up(&ctx.api, &args.id).await? {
+        Subject::Job(_, body) | Subject::Batch(_, body) if ctx.json => out(body.text.trim())?,
+        Subject::Batch(batch, _) => show::batch(&batch)?,
+        Subject::Job(job, _) => {
+            let deliveries = if job.deliveries.total() == 0 {
+                Vec::new()
+            } else {
+                let list = ctx.api.get(&format!("{}/deliveries", job_path(&args.id))).await?;
+                list.read::<DeliveryList>()?.deliveries
+            };
+            show::job(&job, &deliveries)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+async fn output(ctx: &Context, id: &str) -> Result<Exit, CliError> {
+    let response = ctx.api.open(&format!("{}/output", job_path(id))).await?;
+    let mut bytes = response.bytes_stream();
+    while let Some(chunk) = bytes.next().await {
+        raw(&chunk.map_err(|error| ctx.api.unreachable(&error))?)?;
+    }
+    raw(b"\n")?;
+    Ok(Exit::Ok)
+}
