@@ -113,3 +113,25 @@ impl NatsServer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::Folder;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn it_comes_back_on_its_port_with_and_without_its_store() {
+        let folder = Folder::new("nats");
+        let Some(mut server) = NatsServer::start(folder.path()).await else { return };
+        let port = server.port();
+        server.kill9();
+        assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
+        server.start_again().await;
+        server.stop();
+        server.delete_store();
+        assert!(!server.store_dir().exists());
+        server.start_again().await;
+        assert_eq!(server.port(), port);
+        assert!(TcpStream::connect(("127.0.0.1", port)).await.is_ok());
+    }
+}

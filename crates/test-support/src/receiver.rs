@@ -263,3 +263,35 @@ fn plain(status: u16) -> Response {
     *response.status_mut() = StatusCode::from_u16(status).expect("a status");
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Client;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn it_counts_and_answers_as_told() {
+        let receiver = Receiver::start(&signature::new_secret()).await;
+        receiver.answer("/twice", Mode::FailFirst { times: 2, status: 500 });
+        receiver.answer("/end", Mode::AcceptOnly("COMPLETED"));
+        let client = Client::new(&receiver.url(""), "");
+        let post = |path: &'static str, id: &'static str, status: &'static str| {
+            let client = client.clone();
+            async move {
+                let body = json!({"id": "job", "status": status}).to_string();
+                client.send(http::Method::POST, path, &[("webhook-id", id)], body).await.unwrap().status
+            }
+        };
+        for expected in [500, 500, 200, 200] {
+            assert_eq!(post("/twice", "a", "FAILED").await, expected);
+        }
+        assert_eq!(post("/twice", "b", "FAILED").await, 500, "tries are counted per webhook-id");
+        assert_eq!(post("/end", "c", "IN_QUEUE").await, 500);
+        assert_eq!(post("/end", "d", "COMPLETED").await, 200);
+        assert_eq!(post("/any", "e", "COMPLETED").await, 200);
+        assert_eq!(receiver.hits_of("job").len(), 8);
+        assert_eq!(receiver.accepted().keys().collect::<Vec<_>>(), ["a", "d", "e"]);
+        assert!(receiver.hits()[0].signature.as_ref().unwrap_err().contains("webhook-timestamp"));
+    }
+}
