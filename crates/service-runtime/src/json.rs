@@ -110,7 +110,7 @@ mod tests {
         leaf.prop_recursive(6, 64, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::hash_map(".*", inner, 0..4).prop_map(|map| Value::from_iter(map)),
+                prop::collection::hash_map(".*", inner, 0..4).prop_map(Value::from_iter),
             ]
         })
     }

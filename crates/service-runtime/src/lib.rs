@@ -1,6 +1,7 @@
 //! What every service needs to run: configuration, telemetry, health, metrics, shutdown, blobs, redaction.
 
 pub mod blobs;
+pub mod broker_child;
 pub mod config;
 pub mod crypto_provider;
 pub mod data_dir;

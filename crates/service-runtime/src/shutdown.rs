@@ -152,11 +152,15 @@ async fn next_signal(term: &mut Signal, int: &mut Signal) -> &'static str {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn drain_gives_time_only_after_the_trigger() {
         let shutdown = Shutdown::new();
-        let slow = tokio::time::sleep(Duration::from_secs(3600));
-        assert_eq!(shutdown.drain(slow, Duration::from_millis(1)).await, Ok(()));
+        let slow = tokio::time::sleep(Duration::from_millis(50));
+        assert_eq!(
+            shutdown.drain(slow, Duration::from_millis(1)).await,
+            Ok(()),
+            "no limit before the trigger"
+        );
         shutdown.trigger();
         let slow = tokio::time::sleep(Duration::from_secs(3600));
         let timed_out = shutdown.drain(slow, Duration::from_millis(50)).await;

@@ -120,27 +120,17 @@ pub(super) fn parse_ack(reply: &str) -> Option<AckInfo<'_>> {
 
 impl Bus {
     /// Reads a message that a pull delivered; none when it is not one of ours.
-    pub(super) fn read_delivery(
-        &self,
-        message: async_nats::Message,
-    ) -> Result<JobDelivery, async_nats::Message> {
-        let read = (|| {
-            let reply = message.reply.as_ref()?;
-            let ack = parse_ack(reply)?;
-            let subject = self.subjects.parse_job(&message.subject)?;
-            Some((reply.clone(), subject, ack.num_delivered, ack.stream_sequence, ack.stored_at_ms))
-        })();
-        let Some((reply, subject, num_delivered, stream_sequence, stored_at_ms)) = read else {
-            return Err(message);
-        };
-        Ok(JobDelivery {
-            subject,
+    pub(super) fn read_delivery(&self, message: &async_nats::Message) -> Option<JobDelivery> {
+        let reply = message.reply.as_ref()?;
+        let ack = parse_ack(reply)?;
+        Some(JobDelivery {
+            subject: self.subjects.parse_job(&message.subject)?,
             traceparent: crate::connection::traceparent_of(message.headers.as_ref()),
-            payload: message.payload,
-            num_delivered,
-            stream_sequence,
-            stored_at_ms,
-            acker: Acker::new(reply, self.client.clone()),
+            payload: message.payload.clone(),
+            num_delivered: ack.num_delivered,
+            stream_sequence: ack.stream_sequence,
+            stored_at_ms: ack.stored_at_ms,
+            acker: Acker::new(reply.clone(), self.client.clone()),
         })
     }
 }

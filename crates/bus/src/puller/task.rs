@@ -119,7 +119,7 @@ impl PullTask {
         self.credits = 0;
         let until = Instant::now() + LINGER;
         while let Ok(Some(message)) = tokio::time::timeout_at(until, subscriber.next()).await {
-            if let Ok(delivery) = self.bus.read_delivery(message) {
+            if let Some(delivery) = self.bus.read_delivery(&message) {
                 let _ = delivery.acker.nak(None).await;
             }
         }
@@ -132,12 +132,9 @@ impl PullTask {
             self.note_status(status, &message, now);
             return;
         }
-        let delivery = match self.bus.read_delivery(message) {
-            Ok(delivery) => delivery,
-            Err(message) => {
-                tracing::error!(subject = %message.subject, "not a job of ours on a work queue; left there");
-                return;
-            }
+        let Some(delivery) = self.bus.read_delivery(&message) else {
+            tracing::error!(subject = %message.subject, "not a job of ours on a work queue; left there");
+            return;
         };
         let source = self.sources.iter_mut().find(|source| {
             source.at.lane == delivery.subject.lane && source.at.endpoint == delivery.subject.endpoint

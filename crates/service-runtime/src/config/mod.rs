@@ -210,3 +210,6 @@ fn parse_message(error: &toml::de::Error) -> String {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,14 @@ section! {
         max_batch_items: u32 = 10_000,
         /// Deepest nesting of JSON accepted, in levels.
         max_json_depth: u32 = 128,
+        /// Smallest `policy.executionTimeout` a submit may ask for, in milliseconds (RunPod: 5 s).
+        min_execution_timeout_ms: u64 = 5_000,
+        /// Largest `policy.executionTimeout` a submit may ask for, in milliseconds (RunPod: 7 days).
+        max_execution_timeout_ms: u64 = 604_800_000,
+        /// Smallest `policy.ttl` a submit may ask for, in milliseconds (RunPod: 10 s).
+        min_ttl_ms: u64 = 10_000,
+        /// Largest `policy.ttl` a submit may ask for, in milliseconds (RunPod: 7 days).
+        max_ttl_ms: u64 = 604_800_000,
         /// Submits one project may make in any 10 seconds (a batch item counts as one); 0 means no limit. `[projects.<name>] submits_per_10s` overrides it.
         submits_per_10s: u64 = 0,
         /// Most requests that may wait for a job at once (`/runsync`, `/status-sync`, `/stream`), all projects together.
@@ -74,6 +82,17 @@ impl ServerConfig {
         p.within("server.max_batch_items", u64::from(self.max_batch_items), 1, 100_000);
         // The deepest value serde_json parses without its recursion guard is 128 levels.
         p.within("server.max_json_depth", u64::from(self.max_json_depth), 1, 128);
+        // A year keeps every sum of times inside 64 bits.
+        const YEAR_MS: u64 = 366 * 86_400_000;
+        p.within(
+            "server.min_execution_timeout_ms",
+            self.min_execution_timeout_ms,
+            1,
+            self.max_execution_timeout_ms,
+        );
+        p.within("server.max_execution_timeout_ms", self.max_execution_timeout_ms, 1, YEAR_MS);
+        p.within("server.min_ttl_ms", self.min_ttl_ms, 1, self.max_ttl_ms);
+        p.within("server.max_ttl_ms", self.max_ttl_ms, 1, YEAR_MS);
         p.at_least("server.max_waiters", u64::from(self.max_waiters), 1);
         p.within("server.submit_timeout_ms", self.submit_timeout_ms, 100, 60_000);
     }
