@@ -37,6 +37,7 @@ pub struct Bus {
 
 /// A dead connection is noticed within two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 const LONGEST_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
 impl Bus {
@@ -71,6 +72,7 @@ impl Bus {
             });
         let client =
             options.connect(servers).await.map_err(|error| BusError::Permanent(error.to_string()))?;
+        tokio::spawn(complain(connectivity.clone()));
         Ok(Self {
             client,
             subjects: Arc::new(Subjects::new(config.install.clone())),
@@ -124,6 +126,25 @@ impl Bus {
             .await
             .map_err(|_| BusError::Timeout { subject: "flush".to_owned(), timeout_ms: millis(timeout) })?
             .map_err(|error| BusError::Transient(error.to_string()))
+    }
+}
+
+/// Says in the log that there is no connection, for as long as there is none: a wrong address or password shows
+/// nowhere else, because connecting never ends.
+async fn complain(mut connectivity: watch::Receiver<Connectivity>) {
+    loop {
+        // Err means that the connection and everyone who used it are gone.
+        match tokio::time::timeout(COMPLAIN_EVERY, connectivity.wait_for(|now| now.connected)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                tracing::warn!("still not connected to NATS; check nats.url, nats.user and the password");
+                continue;
+            }
+        }
+        if connectivity.wait_for(|now| !now.connected).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -13,22 +13,22 @@ use ringback_service_runtime::config::NatsConfig;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-pub const ENDPOINT: EndpointId = EndpointId(9);
-pub const SHARD: u32 = 1;
-pub const EPOCH: &str = "epoch-1";
-pub const SOON: Duration = Duration::from_secs(10);
+pub(crate) const ENDPOINT: EndpointId = EndpointId(9);
+pub(crate) const SHARD: u32 = 1;
+pub(crate) const EPOCH: &str = "epoch-1";
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 /// Long enough for a message that should not come.
-pub const QUIET: Duration = Duration::from_millis(300);
+pub(crate) const QUIET: Duration = Duration::from_millis(300);
 
-pub struct Rig {
-    pub broker: BrokerChild,
-    pub bus: Bus,
-    pub config: NatsConfig,
+pub(crate) struct Rig {
+    pub(crate) broker: BrokerChild,
+    pub(crate) bus: Bus,
+    pub(crate) config: NatsConfig,
     _dir: tempfile::TempDir,
 }
 
 impl Rig {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         ringback_service_runtime::crypto_provider::install();
         let dir = tempfile::tempdir().unwrap();
         let broker = BrokerChild::start(&dir.path().join("nats")).await.unwrap();
@@ -40,14 +40,14 @@ impl Rig {
         Self { broker, bus, config, _dir: dir }
     }
 
-    pub async fn with_stream() -> Self {
+    pub(crate) async fn with_stream() -> Self {
         let rig = Self::start().await;
         rig.bus.ensure_stream(SHARD, EPOCH).await.unwrap();
         rig
     }
 
     /// Ends the server with SIGKILL and waits until this bus has lost and found it again.
-    pub async fn kill_server(&self) {
+    pub(crate) async fn kill_server(&self) {
         let mut pid = self.broker.watch_pid();
         let old = pid.borrow().unwrap();
         let mut connectivity = self.bus.connectivity();
@@ -61,7 +61,7 @@ impl Rig {
             .unwrap();
     }
 
-    pub async fn pull(&self, lanes: &[Lane], ack_wait: Duration) -> JobPuller {
+    pub(crate) async fn pull(&self, lanes: &[Lane], ack_wait: Duration) -> JobPuller {
         let sources =
             lanes.iter().map(|&lane| PullSource { shard: SHARD, endpoint: ENDPOINT, lane }).collect();
         let settings = PullerSettings {
@@ -73,7 +73,7 @@ impl Rig {
     }
 }
 
-pub fn job(n: u16, lane: Lane) -> JobSubject {
+pub(crate) fn job(n: u16, lane: Lane) -> JobSubject {
     let mut random = [0; 10];
     random[8..].copy_from_slice(&n.to_be_bytes());
     JobSubject {
@@ -86,22 +86,22 @@ pub fn job(n: u16, lane: Lane) -> JobSubject {
     }
 }
 
-pub fn publication(n: u16, lane: Lane) -> Publication {
+pub(crate) fn publication(n: u16, lane: Lane) -> Publication {
     Publication { subject: job(n, lane), payload: Bytes::from(format!("job {n}")), traceparent: None }
 }
 
-pub async fn next(puller: &mut JobPuller) -> JobDelivery {
+pub(crate) async fn next(puller: &mut JobPuller) -> JobDelivery {
     timeout(SOON, puller.next()).await.expect("a job in time").expect("the puller lives")
 }
 
-pub async fn none_comes(puller: &mut JobPuller) {
+pub(crate) async fn none_comes(puller: &mut JobPuller) {
     if let Ok(Some(job)) = timeout(QUIET, puller.next()).await {
         panic!("unexpected {:?}, delivery {}", job.subject, job.num_delivered);
     }
 }
 
 /// Polls until the condition holds.
-pub async fn until<F, Fut>(what: &str, condition: F)
+pub(crate) async fn until<F, Fut>(what: &str, condition: F)
 where
     F: Fn() -> Fut,
     Fut: Future<Output = bool>,
