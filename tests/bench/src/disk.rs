@@ -5,10 +5,10 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::error::BenchError;
+use crate::stats::Spread;
 
 /// 4 KiB append + fdatasync, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -26,16 +26,16 @@ pub fn fsync(folder: &Path, rounds: u32) -> Result<Fsync, BenchError> {
     let path = folder.join("fsync-probe");
     let wrap = |source| BenchError::file(&path, source);
     let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(wrap)?;
-    let mut histogram = Histogram::<u64>::new(3).map_err(|error| std::io::Error::other(error.to_string()))?;
+    let mut spread = Spread::new();
     for _ in 0..rounds {
         let start = Instant::now();
         file.write_all(&[0x5a; 4096]).map_err(wrap)?;
         file.sync_data().map_err(wrap)?;
-        histogram.saturating_record(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+        spread.add_us(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
     }
     std::fs::remove_file(&path).map_err(wrap)?;
     const TMPFS_MAGIC: i128 = 0x0102_1994;
     let in_memory = rustix::fs::statfs(folder).is_ok_and(|fs| fs.f_type as i128 == TMPFS_MAGIC);
-    let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-    Ok(Fsync { p50_ms: ms(0.5), p99_ms: ms(0.99), in_memory })
+    let quantiles = spread.quantiles();
+    Ok(Fsync { p50_ms: quantiles.p50_ms, p99_ms: quantiles.p99_ms, in_memory })
 }

@@ -110,7 +110,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
                     }
                 }
                 None => {
-                    report.skipped.push("postgres: no initdb on PATH or in /usr/lib/postgresql".to_owned())
+                    report.skipped.push("postgres: no folder with initdb, postgres, pg_isready and createdb on PATH or in /usr/lib/postgresql".to_owned())
                 }
             },
             url if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
@@ -125,6 +125,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
             }
         }
     }
+    report.machine.fsync_after = Some(disk::fsync(folder.path(), fsync_rounds(options.quick))?);
     let faults = receiver.faults();
     report.checked = faults.checked.load(Relaxed);
     report.bad = faults.bad.load(Relaxed);
@@ -164,6 +165,10 @@ fn data_folder(options: &Options) -> Result<tempfile::TempDir, BenchError> {
     Ok(folder)
 }
 
+fn fsync_rounds(quick: bool) -> u32 {
+    if quick { 50 } else { 400 }
+}
+
 fn machine(folder: &Path, quick: bool) -> Result<Machine, BenchError> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let info = read("/proc/cpuinfo");
@@ -173,6 +178,7 @@ fn machine(folder: &Path, quick: bool) -> Result<Machine, BenchError> {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         load_1m: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
-        fsync: disk::fsync(folder, if quick { 50 } else { 400 })?,
+        fsync: disk::fsync(folder, fsync_rounds(quick))?,
+        fsync_after: None,
     })
 }

@@ -27,16 +27,17 @@ struct Account {
     gid: u32,
 }
 
-/// The folder with initdb and postgres, from PATH or from where Debian puts them.
+/// The folder with the server's and the client's programs, from PATH or from where Debian puts them.
 pub fn binaries() -> Option<PathBuf> {
     let mut more: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
         .unwrap_or_default();
     more.sort();
     more.reverse();
-    let initdb = find("initdb", &more)?;
+    // PATH may hold links to some of them only; all lie together where the links lead.
+    let initdb = find("initdb", &more)?.canonicalize().ok()?;
     let folder = initdb.parent()?.to_owned();
-    folder.join("postgres").exists().then_some(folder)
+    ["postgres", "pg_isready", "createdb"].iter().all(|name| folder.join(name).exists()).then_some(folder)
 }
 
 impl Postgres {

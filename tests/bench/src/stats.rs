@@ -154,21 +154,35 @@ fn slowest_second(arrivals_ns: &[u64], first_ns: u64) -> Option<u64> {
     counts.get(1..last)?.iter().min().copied()
 }
 
-struct Spread(Option<Histogram<u64>>);
+/// Collects durations.
+pub struct Spread(Option<Histogram<u64>>);
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Spread {
-    fn new() -> Self {
-        // 1 µs to 1 h with three digits; the bounds are constants that the library accepts.
+    /// 1 µs to 1 h with three digits.
+    pub fn new() -> Self {
+        // The bounds are constants that the library accepts.
         Self(Histogram::new_with_bounds(1, 3_600_000_000, 3).ok())
     }
 
-    fn add(&mut self, from_ns: u64, to_ns: u64) {
+    /// Adds a duration in microseconds.
+    pub fn add_us(&mut self, us: u64) {
         if let Some(histogram) = &mut self.0 {
-            histogram.saturating_record(to_ns.saturating_sub(from_ns) / 1000);
+            histogram.saturating_record(us);
         }
     }
 
-    fn quantiles(&self) -> Quantiles {
+    fn add(&mut self, from_ns: u64, to_ns: u64) {
+        self.add_us(to_ns.saturating_sub(from_ns) / 1000);
+    }
+
+    /// Median, 99th percentile and largest.
+    pub fn quantiles(&self) -> Quantiles {
         let Some(histogram) = &self.0 else { return Quantiles::default() };
         let ms = |us: u64| us as f64 / 1000.0;
         Quantiles {
@@ -220,6 +234,16 @@ mod tests {
         let audit = Audit::of(&board, &[0..2, 2..4]);
         assert_eq!((audit.sent, audit.lost, audit.duplicated, audit.wrong_id), (4, 1, 1, 1));
         assert!(!audit.is_clean() && Audit::of(&board, std::slice::from_ref(&(0..1))).is_clean());
+    }
+
+    #[test]
+    fn a_spread_holds_microseconds_and_minutes() {
+        let mut spread = Spread::new();
+        for us in [200, 200, 200, 60_000_000] {
+            spread.add_us(us);
+        }
+        let quantiles = spread.quantiles();
+        assert!((quantiles.p50_ms - 0.2).abs() < 0.001 && (quantiles.max_ms - 60_000.0).abs() < 100.0);
     }
 
     #[test]

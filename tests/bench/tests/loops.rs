@@ -1,5 +1,7 @@
 //! The loops and the audit against a server that misbehaves on purpose, and the floor against a real broker.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
