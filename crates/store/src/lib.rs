@@ -3,14 +3,30 @@
 //! P1 and P4 rest on this crate: what [`Store::write`] answered is committed to disk. Closures given to it hold no
 //! transaction across anything but SQL (P7). Every query that serves a client takes the project from the key.
 
+pub mod auth;
+pub mod batches;
+pub mod batches_fold;
+pub mod books;
+pub mod chunks_write;
 mod counters;
+pub mod cursors;
 mod db;
+pub mod due;
 mod error;
 mod jobs;
 pub mod deliveries;
+pub mod endpoints;
+pub mod inputs;
+pub mod observer;
 pub mod partitions;
+pub mod quarantine;
+pub mod results;
+pub mod retention;
 pub mod secrets;
 pub mod sql;
+pub mod submit;
+pub mod views;
+pub mod workers;
 mod writer;
 
 pub use counters::{CounterDelta, EndpointCounts, add_counters, endpoint_counts, fold_counters};

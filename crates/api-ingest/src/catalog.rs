@@ -1,0 +1,96 @@
+//! The endpoints of the configuration with their keys in SQL.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ringback_bus::Subjects;
+use ringback_domain::{EndpointId, Name, ProjectId, policy::Policy};
+use ringback_service_runtime::{
+    RingbackConfig,
+    config::{Retention, WebhookEvents},
+};
+use ringback_store::endpoints::EndpointRow;
+
+use crate::error::ApiError;
+
+/// An endpoint that takes jobs.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) id: EndpointId,
+    pub(crate) project: ProjectId,
+    pub(crate) name: String,
+    pub(crate) alias: Option<String>,
+    pub(crate) slots: u32,
+    pub(crate) shard: u32,
+    /// The plain `webhook` hears of every transition.
+    pub(crate) all_events: bool,
+    pub(crate) policy: Policy,
+    pub(crate) execution_timeout_ms: u64,
+    pub(crate) ttl_ms: u64,
+    pub(crate) retention: Retention,
+}
+
+/// All endpoints. Fixed at start, as the configuration is.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    by_name: HashMap<ProjectId, HashMap<String, Arc<Endpoint>>>,
+    names: HashMap<EndpointId, Arc<str>>,
+    projects: HashMap<String, ProjectId>,
+}
+
+impl Catalog {
+    /// Joins configuration and rows. A row that the configuration no longer names keeps its name for lists.
+    pub(crate) fn new(config: &RingbackConfig, rows: &[EndpointRow], shards: u16) -> Self {
+        let mut catalog = Self::default();
+        for row in rows {
+            catalog.names.insert(row.id, row.name.as_str().into());
+            catalog.projects.insert(row.project_name.clone(), row.project);
+            let configured = config.endpoints.iter().find(|e| e.name == row.name && e.project == row.project_name);
+            let Some(e) = configured else { continue };
+            let endpoint = Endpoint {
+                id: row.id,
+                project: row.project,
+                name: row.name.clone(),
+                alias: e.alias.clone(),
+                slots: e.slots,
+                shard: Subjects::shard_of(row.id, u32::from(shards)),
+                all_events: e.webhook_events == WebhookEvents::All,
+                policy: Policy { max_attempts: e.max_attempts, retry_errors: e.retry_errors },
+                execution_timeout_ms: e.execution_timeout_ms,
+                ttl_ms: e.ttl_ms,
+                retention: e.retention.resolve(),
+            };
+            catalog.by_name.entry(row.project).or_default().insert(row.name.clone(), Arc::new(endpoint));
+        }
+        catalog
+    }
+
+    /// An endpoint of a project by its name in a URL or body.
+    pub(crate) fn find(&self, project: ProjectId, name: &str) -> Result<&Arc<Endpoint>, ApiError> {
+        if let Some(found) = self.by_name.get(&project).and_then(|all| all.get(name)) {
+            return Ok(found);
+        }
+        Err(match Name::parse(name) {
+            Err(reason) => ApiError::not_found(format!("endpoint not found: an endpoint's name {reason}")),
+            Ok(name) => ApiError::not_found(format!(
+                "endpoint not found: this project has no endpoint `{name}`; endpoints come from the server's configuration"
+            )),
+        })
+    }
+
+    /// The endpoints of a project in the order of their names.
+    pub(crate) fn of_project(&self, project: ProjectId) -> Vec<&Arc<Endpoint>> {
+        let mut all: Vec<_> = self.by_name.get(&project).into_iter().flat_map(HashMap::values).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// The name of an endpoint, also of one that takes no more jobs.
+    pub(crate) fn name_of(&self, id: EndpointId) -> Arc<str> {
+        self.names.get(&id).cloned().unwrap_or_else(|| format!("endpoint-{id}").into())
+    }
+
+    /// A project by its name, if it has an endpoint.
+    pub(crate) fn project(&self, name: &str) -> Option<ProjectId> {
+        self.projects.get(name).copied()
+    }
+}

@@ -1,0 +1,123 @@
+//! All routes. Each is in docs/openapi.json too; a test compares the two.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{OriginalUri, Request, State},
+    http::{HeaderMap, Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, MethodRouter, get, on},
+};
+use ringback_service_runtime::{Readiness, ops};
+use ringback_store::auth::ScopeSet;
+
+use crate::{
+    error::{ApiError, NativeError},
+    runpod::{control, queue, run, status, stream},
+    state::Api,
+};
+
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+
+/// The router, with the list of its routes.
+pub(crate) struct Routes {
+    router: Router<Arc<Api>>,
+    /// Method in lower case, and path.
+    pub(crate) listed: Vec<(&'static str, String)>,
+}
+
+impl Routes {
+    fn add(mut self, methods: &[&'static str], path: &str, route: MethodRouter<Arc<Api>>) -> Self {
+        self.listed.extend(methods.iter().map(|m| (*m, path.to_owned())));
+        self.router = self.router.route(path, route);
+        self
+    }
+}
+
+macro_rules! get {
+    ($routes:ident, $path:expr, $handler:expr) => {
+        $routes = $routes.add(&["get"], $path, get($handler));
+    };
+}
+macro_rules! post {
+    ($routes:ident, $path:expr, $handler:expr) => {
+        $routes = $routes.add(&["post"], $path, on(MethodFilter::POST, $handler));
+    };
+}
+
+/// The fixed routes.
+pub(crate) fn fixed() -> Routes {
+    let mut r = Routes { router: Router::new(), listed: Vec::new() };
+    post!(r, "/v2/{endpoint}/run", run::run);
+    post!(r, "/v2/{endpoint}/runsync", run::runsync);
+    get!(r, "/v2/{endpoint}/status/{id}", status::status);
+    r = r.add(
+        &["get", "post"],
+        "/v2/{endpoint}/status-sync/{id}",
+        on(MethodFilter::GET.or(MethodFilter::POST), status::status_sync),
+    );
+    get!(r, "/v2/{endpoint}/stream/{id}", stream::stream);
+    post!(r, "/v2/{endpoint}/cancel/{id}", control::cancel);
+    post!(r, "/v2/{endpoint}/retry/{id}", control::retry);
+    post!(r, "/v2/{endpoint}/purge-queue", queue::purge_queue);
+    get!(r, "/v2/{endpoint}/health", queue::health);
+    get!(r, "/v2/{endpoint}/requests", queue::requests);
+    get!(r, "/openapi.json", openapi);
+    get!(r, "/metrics", metrics_text);
+    r
+}
+
+/// Everything that the API's listener serves.
+pub(crate) fn router(api: Arc<Api>, readiness: Readiness) -> Router {
+    let shutdown = api.shutdown.clone();
+    fixed()
+        .router
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
+        .with_state(api)
+        .merge(ops::health_router(readiness, shutdown))
+        .layer(middleware::from_fn(shape))
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+/// `/metrics`, for keys that may read them; the operations listener serves them without a key.
+async fn metrics_text(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, NativeError> {
+    api.auth.authorize(&headers, ScopeSet::METRICS).await?;
+    Ok(ops::metrics_text().await)
+}
+
+/// The compatible shape belongs to RunPod's routes and to templates, problem+json to all others.
+fn error_at(path: &str, error: ApiError) -> Response {
+    if path.starts_with("/v2/") { error.runpod() } else { error.problem() }
+}
+
+async fn not_found(OriginalUri(uri): OriginalUri) -> Response {
+    error_at(uri.path(), ApiError::not_found("no such route; /openapi.json lists all routes"))
+}
+
+async fn not_allowed(method: Method, OriginalUri(uri): OriginalUri) -> Response {
+    let detail = format!("this route does not take {method}; /openapi.json lists the methods of each route");
+    error_at(uri.path(), ApiError::new(StatusCode::METHOD_NOT_ALLOWED, detail))
+}
+
+/// Brings refusals of axum itself (a path or query that cannot be read) into the shape of the route.
+async fn shape(request: Request, next: Next) -> Response {
+    let runpod = request.uri().path().starts_with("/v2/");
+    let response = next.run(request).await;
+    let status = response.status();
+    if !status.is_client_error() {
+        return response;
+    }
+    let plain = response.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/plain"));
+    if !plain {
+        return response;
+    }
+    let text = axum::body::to_bytes(response.into_body(), 4096).await.unwrap_or_default();
+    let error = ApiError::new(status, String::from_utf8_lossy(&text).into_owned());
+    if runpod { error.runpod() } else { error.problem() }
+}

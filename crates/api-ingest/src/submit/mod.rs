@@ -1,0 +1,156 @@
+//! From a request body to a committed job.
+
+pub(crate) mod outbound;
+pub(crate) mod parse;
+pub(crate) mod pipeline;
+
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use ringback_domain::{JobId, target::Target};
+use ringback_service_runtime::{blobs::BlobKey, json::check_text, trace_context};
+use ringback_store::submit::{InputAt, Submit};
+use sha2::{Digest as _, Sha256};
+
+use crate::{auth::Principal, catalog::Endpoint, error::ApiError, state::Api};
+use parse::JobRequest;
+use pipeline::{Accepted, Pending};
+
+/// Longest idempotency key.
+const KEY_MAX_BYTES: usize = 255;
+
+/// `Idempotency-Key` of a request.
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let wrong = |reason: String| ApiError::bad_request(format!("the header Idempotency-Key {reason}"));
+    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| wrong("is not UTF-8".to_owned()))?.trim();
+    if text.is_empty() {
+        return Err(wrong("is empty".to_owned()));
+    }
+    check_text(text, KEY_MAX_BYTES).map_err(|e| wrong(e.to_string()))?;
+    Ok(Some(text.to_owned()))
+}
+
+/// What tells a repeated request from another one.
+pub(crate) fn request_hash(endpoint: &Endpoint, body: &[u8]) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    hash.update(endpoint.id.0.to_be_bytes());
+    hash.update(body);
+    hash.finalize().to_vec()
+}
+
+/// The trace of a request: the caller's, continued, or a new one.
+pub(crate) fn traceparent(headers: &HeaderMap) -> String {
+    let parent = headers.get(trace_context::TRACEPARENT).and_then(|v| v.to_str().ok());
+    let span = tracing::info_span!(target: "ringback_api", "submit");
+    trace_context::set_parent(&span, parent);
+    trace_context::traceparent_of(&span)
+        // Without telemetry the caller's context is handed on as it is.
+        .or_else(|| parent.and_then(trace_context::valid).map(str::to_owned))
+        .unwrap_or_else(trace_context::current_or_new_traceparent)
+}
+
+/// A new job id of this moment.
+pub(crate) fn new_job_id() -> JobId {
+    let now = u64::try_from(ringback_service_runtime::time::now_ms()).unwrap_or(0);
+    JobId::from_parts(now, rand::random())
+}
+
+/// Checks that submits are taken at all, and counts `n` of them.
+pub(crate) fn admit(api: &Api, who: &Principal, n: u64) -> Result<(), ApiError> {
+    api.disk.check()?;
+    who.rate.take(n)
+}
+
+/// What makes one job, beside the request itself.
+pub(crate) struct Origin<'a> {
+    pub(crate) id: JobId,
+    pub(crate) sync: bool,
+    pub(crate) headers: &'a HeaderMap,
+}
+
+/// Submits one job and answers after its commit (P1). `body` is the whole request, of which `request` is a view.
+pub(crate) async fn submit_one(
+    api: &Arc<Api>,
+    endpoint: &Arc<Endpoint>,
+    body: &Bytes,
+    request: &JobRequest<'_>,
+    origin: &Origin<'_>,
+) -> Result<Accepted, ApiError> {
+    let key = idempotency_key(origin.headers)?;
+    let hash = key.as_ref().map(|_| request_hash(endpoint, body));
+    let trace = traceparent(origin.headers);
+    let mut submit = prepare(api, endpoint, body, request, origin.id, Some(trace))?;
+    submit.submit.sync_id = origin.sync;
+    if origin.sync {
+        submit.submit.retain_completed_ms = endpoint.retention.sync_ms;
+        submit.submit.retain_failed_ms = endpoint.retention.sync_ms;
+    }
+    submit.submit.idempotency_key = key;
+    submit.submit.request_hash = hash;
+    let blob = place_input(api, &mut submit.submit).await?;
+    let done = api.submits.submit(submit).await;
+    if let (Some(blob), Ok(Accepted { new: false, .. }) | Err(_)) = (blob, &done) {
+        // After an unknown commit the row may be there: its blob must stay.
+        if !matches!(&done, Err(e) if e.status.is_server_error()) {
+            let _ = api.blobs.delete(&blob).await;
+        }
+    }
+    done
+}
+
+/// Everything of a job but what depends on the route.
+pub(crate) fn prepare(
+    api: &Api,
+    endpoint: &Arc<Endpoint>,
+    body: &Bytes,
+    request: &JobRequest<'_>,
+    id: JobId,
+    traceparent: Option<String>,
+) -> Result<Pending, ApiError> {
+    let secret_extra_encrypted = match &request.secret_extra {
+        None => None,
+        Some(plain) => Some(api.key.seal(plain, &ringback_store::submit::secret_purpose(id))?),
+    };
+    let submit = Submit {
+        id,
+        project: endpoint.project,
+        endpoint: endpoint.id,
+        low_priority: request.low_priority,
+        sync_id: false,
+        policy: endpoint.policy,
+        ttl_ms: Some(request.ttl_ms.unwrap_or(endpoint.ttl_ms)),
+        execution_timeout_ms: request.execution_timeout_ms.unwrap_or(endpoint.execution_timeout_ms),
+        retain_completed_ms: endpoint.retention.completed_ms,
+        retain_failed_ms: endpoint.retention.failed_ms,
+        targets: Target::of_submit(request.webhook.as_deref(), request.webhook_v2.as_deref(), endpoint.all_events),
+        batch: None,
+        client_ref: None,
+        idempotency_key: None,
+        request_hash: None,
+        traceparent,
+        input: InputAt::Inline(body.slice_ref(request.input.as_bytes())),
+        extra: request.extra.clone(),
+        secret_extra_encrypted,
+        hold_deliveries_ms: 0,
+    };
+    Ok(Pending::new(submit, Arc::clone(endpoint), request.secret_extra.clone()))
+}
+
+/// Puts a large input into the blob store, before any transaction (P7). Answers its key.
+pub(crate) async fn place_input(api: &Api, submit: &mut Submit) -> Result<Option<BlobKey>, ApiError> {
+    let InputAt::Inline(bytes) = &submit.input else { return Ok(None) };
+    let size_bytes = bytes.len() as u64;
+    if size_bytes <= api.blobs.inline_max_bytes() {
+        return Ok(None);
+    }
+    let failed = |error: ringback_service_runtime::blobs::BlobError| {
+        tracing::warn!(%error, "an input cannot be stored");
+        ApiError::unavailable("the blob store is not available now; try again")
+    };
+    let key = BlobKey::new(format!("in/{}", submit.id.simple())).map_err(failed)?;
+    api.blobs.put(&key, bytes.clone()).await.map_err(failed)?;
+    submit.input = InputAt::Blob { key: key.as_str().to_owned(), size_bytes };
+    Ok(Some(key))
+}
