@@ -25,8 +25,8 @@ const STOP_GRACE: Duration = Duration::from_secs(15);
 pub struct Settings {
     /// The `ringback` program.
     pub program: PathBuf,
-    /// The folder of nats-server, put in front of PATH.
-    pub nats_folder: Option<PathBuf>,
+    /// The nats-server program, if it is known: instance and floor use the same one.
+    pub nats_server: Option<PathBuf>,
     /// Slots of each endpoint.
     pub slots: u32,
     /// Further arguments of `ringback dev`.
@@ -68,10 +68,8 @@ impl Instance {
             command.arg("--endpoint").arg(format!("{name}=builtin:echo,slots={}", settings.slots));
         }
         command.args(&settings.extra);
-        if let Some(nats_folder) = &settings.nats_folder {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            let folders = std::iter::once(nats_folder.clone()).chain(std::env::split_paths(&path));
-            command.env("PATH", std::env::join_paths(folders).map_err(std::io::Error::other)?);
+        if let Some(program) = &settings.nats_server {
+            command.env("RINGBACK_NATS_SERVER", program);
         }
         // One line per transition on a terminal is a convenience; here it would be measured.
         let (log, quiet) = (folder.join("ringback.log"), Some(std::process::Stdio::null()));

@@ -65,10 +65,11 @@ async fn bench(options: Options) -> Result<bool, BenchError> {
 }
 
 async fn measure(options: &Options) -> Result<Report, BenchError> {
-    let nats_server = options.nats_server.clone().or_else(|| find("nats-server", &[]));
+    let nats_server =
+        options.nats_server.clone().or_else(|| find("nats-server", &[PathBuf::from(".tools/bin")]));
     let settings = Settings {
         program: options.ringback.clone().unwrap_or_else(default_program),
-        nats_folder: nats_server.as_deref().and_then(Path::parent).map(Path::to_owned),
+        nats_server: nats_server.clone(),
         slots: options.slots,
         extra: options.ringback_arg.clone(),
     };

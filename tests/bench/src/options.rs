@@ -51,7 +51,7 @@ pub struct Options {
     #[arg(long, env = "RINGBACK_BIN")]
     pub ringback: Option<PathBuf>,
     /// The nats-server program [default: on PATH]
-    #[arg(long, env = "NATS_SERVER")]
+    #[arg(long, env = "RINGBACK_NATS_SERVER")]
     pub nats_server: Option<PathBuf>,
     /// `sqlite`, `postgres` (starts a temporary server) or a postgres:// URL of an empty database; repeatable
     #[arg(long, default_value = "sqlite")]

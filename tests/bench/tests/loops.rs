@@ -148,13 +148,15 @@ async fn the_open_loop_charges_a_stall_to_every_job_that_was_due() {
 
 #[test]
 fn the_floor_runs_alone_and_loses_nothing() {
-    let named = std::env::var_os("NATS_SERVER").map(std::path::PathBuf::from);
-    let Some(nats_server) = named.or_else(|| find("nats-server", &[])) else {
+    let named = std::env::var_os("RINGBACK_NATS_SERVER").map(std::path::PathBuf::from);
+    let Some(nats_server) = named
+        .or_else(|| find("nats-server", &[concat!(env!("CARGO_MANIFEST_DIR"), "/../../.tools/bin").into()]))
+    else {
         assert!(
             std::env::var("CI").as_deref() != Ok("true"),
-            "CI needs nats-server on PATH or in NATS_SERVER"
+            "CI needs nats-server on PATH or in RINGBACK_NATS_SERVER"
         );
-        eprintln!("SKIPPED: no nats-server on PATH or in NATS_SERVER");
+        eprintln!("SKIPPED: no nats-server on PATH or in RINGBACK_NATS_SERVER");
         return;
     };
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_ringback-bench"))
