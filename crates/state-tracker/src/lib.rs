@@ -1,1 +1,209 @@
 //! The only writer of job state: folds events through the domain, commits, announces.
+//!
+//! Every request is answered after its commit and may be repeated. While SQL or broker are away, senders wait; what
+//! was committed and not announced is found by sweeps. Any number of replicas may run: rows are locked in sorted
+//! order and written under their revision.
+
+mod after;
+mod batcher;
+mod commands;
+mod convert;
+mod fold;
+mod serve;
+mod unit;
+
+use std::{sync::Arc, time::Duration};
+
+use ringback_bus::{Bus, BusError, Verb};
+use ringback_domain::BatchId;
+use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown};
+use ringback_store::{
+    Store,
+    batches_fold::BatchEnv,
+    observer::Observer,
+    sea_orm::DatabaseBackend,
+    secrets::SecretKey,
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    after::Announcer,
+    batcher::{Batcher, Parts},
+    commands::Commands,
+    fold::Env,
+    serve::Server,
+};
+
+/// What a worker gets beyond an execution limit before the tracker ends the job itself.
+pub const EXECUTION_GRACE_MS: u64 = 15_000;
+/// Transactions at once on PostgreSQL.
+const PARALLEL_POSTGRES: usize = 4;
+/// How long a drain waits for requests in hand.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Jobs of a batch cancelled per transaction.
+const CANCEL_CHUNK: u32 = 500;
+
+/// What the services of a process share.
+#[derive(Debug)]
+pub struct Handles {
+    /// The database.
+    pub store: Store,
+    /// The broker.
+    pub bus: Bus,
+    /// The key of secrets at rest: messages carry the secret members of a job.
+    pub secret_key: SecretKey,
+    /// Base of the links that receivers get (`result_url`), without a trailing slash.
+    pub public_url: String,
+    /// Where the tracker says whether it is ready.
+    pub readiness: Readiness,
+}
+
+/// Why the tracker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum TrackerError {
+    /// Its subscriptions cannot be made.
+    #[error("the tracker cannot serve: {0}")]
+    Bus(#[from] BusError),
+    /// A part of it panicked.
+    #[error("a part of the tracker ended: {0}")]
+    Part(String),
+}
+
+/// The state-tracker.
+pub struct App {
+    store: Store,
+    observer: Observer,
+    announcer: Arc<Announcer>,
+    cancel_rest: mpsc::UnboundedReceiver<BatchId>,
+    commands: Commands,
+    server: Arc<Server>,
+    bus: Bus,
+    check: Check,
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("state_tracker::App").finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// Puts the tracker together. Must be called inside a tokio runtime: its batcher starts at once.
+    #[must_use]
+    pub fn build(config: &RingbackConfig, handles: Handles) -> Self {
+        let Handles { store, bus, secret_key, public_url, readiness } = handles;
+        let lease_ms = config.worker.lease_ms;
+        let facts = store.facts().clone();
+        let env = Arc::new(Env {
+            lease_ms,
+            grace_ms: EXECUTION_GRACE_MS,
+            counter_row: store.counter_row(),
+            shards: u32::from(facts.shards),
+            batch: BatchEnv { public_url, partitions: facts.partitions },
+        });
+        let connectivity = bus.connectivity();
+        let observer = Observer::new(Duration::from_millis(lease_ms), move || {
+            let now = *connectivity.borrow();
+            now.connected_since.filter(|_| now.connected)
+        });
+        let tasks = TaskTracker::new();
+        let (announcer, cancel_rest) =
+            Announcer::new(bus.clone(), store.clone(), secret_key, tasks.clone());
+        let announcer = Arc::new(announcer);
+        let postgres = store.read().get_database_backend() == DatabaseBackend::Postgres;
+        let parts = Parts {
+            store: store.clone(),
+            env,
+            observer: observer.clone(),
+            announcer: Arc::clone(&announcer),
+            max_events: config.tracker.max_events_per_commit as usize,
+            parallel: if postgres { PARALLEL_POSTGRES } else { 1 },
+        };
+        let batcher = Batcher::start(parts, &tasks);
+        let commands = Commands { store: store.clone(), batcher: batcher.clone() };
+        let server = Arc::new(Server::new(
+            bus.clone(),
+            store.clone(),
+            batcher,
+            commands.clone(),
+            lease_ms,
+            config.tracker.max_requests_in_flight as usize,
+        ));
+        let check = readiness.register("state-tracker");
+        Self { store, observer, announcer, cancel_rest, commands, server, bus, check, tasks }
+    }
+
+    /// Serves until the shutdown, then answers what is in hand.
+    ///
+    /// # Errors
+    /// When a subscription cannot be made or a part panics; run it again.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), TrackerError> {
+        let Self { store, observer, announcer, cancel_rest, commands, server, bus, check, tasks } = self;
+        let mut verbs = JoinSet::new();
+        for verb in Verb::ALL {
+            verbs.spawn(Arc::clone(&server).serve(verb, shutdown.clone(), tasks.clone()));
+        }
+        drop(server);
+        let watching = async {
+            tokio::join!(
+                observer.watch(&store),
+                report(&store, &bus, &check),
+                cancel_batches(&commands, cancel_rest),
+            )
+        };
+        let serving = async {
+            while let Some(ended) = verbs.join_next().await {
+                match ended {
+                    Ok(result) => result?,
+                    Err(join) => return Err(TrackerError::Part(join.to_string())),
+                }
+            }
+            Ok(())
+        };
+        let result = tokio::select! {
+            result = serving => result,
+            _ = watching => Ok(()),
+        };
+        // The batcher ends with its last sender, and with it everything that it started.
+        drop(commands);
+        drop(announcer);
+        batcher::until_drained(&tasks, &shutdown, DRAIN).await;
+        result
+    }
+}
+
+/// Keeps the readiness check up to date.
+async fn report(store: &Store, bus: &Bus, check: &Check) {
+    let mut every = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        every.tick().await;
+        if !bus.is_connected() {
+            check.fail("not connected to NATS");
+            continue;
+        }
+        match store.ping().await {
+            Ok(()) => check.ok(),
+            Err(_) => check.fail("the database does not answer"),
+        }
+    }
+}
+
+/// Works off batches whose rest is to be cancelled. What fails here is found by the reconciler: the marker is in SQL.
+async fn cancel_batches(commands: &Commands, mut batches: mpsc::UnboundedReceiver<BatchId>) {
+    while let Some(batch) = batches.recv().await {
+        loop {
+            match commands.cancel_chunk(batch, CANCEL_CHUNK).await {
+                Ok((_, true)) => {}
+                Ok((_, false)) => break,
+                Err(error) => {
+                    tracing::warn!(batch_id = %batch, %error, "the rest of a batch is not cancelled yet");
+                    break;
+                }
+            }
+        }
+    }
+    // The announcer holds the sender for as long as the tracker runs.
+    std::future::pending::<()>().await;
+}

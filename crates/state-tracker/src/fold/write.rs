@@ -1,0 +1,62 @@
+//! Everything that a fold decided, written with statements of fixed size.
+
+use std::collections::HashMap;
+
+use ringback_domain::JobId;
+use ringback_store::{
+    JobRow, StoreError, WriteTx, add_counters,
+    batches_fold::count_in_batches,
+    chunks_write::{insert_chunks, upsert_progress},
+    deliveries::insert_deliveries,
+    inputs::select_inputs,
+    results::{insert_attempts, insert_late, insert_results},
+    update_jobs,
+};
+
+use super::{After, Context, Entry, Out, deliver};
+
+/// Writes; fails as transient where somebody else wrote one of the rows meanwhile, so that all is decided again.
+pub(super) async fn write(
+    tx: &WriteTx,
+    jobs: HashMap<JobId, Entry>,
+    out: Out,
+    context: &Context<'_>,
+) -> Result<After, StoreError> {
+    let echoed = deliver::echoed(&out.owed, &jobs);
+    let inputs = if echoed.is_empty() { HashMap::new() } else { select_inputs(tx.conn(), &echoed).await? };
+    let deliveries = deliver::deliveries(&out.owed, &jobs, &out.results, &inputs, context.now)?;
+    let dirty: Vec<JobRow> = jobs.into_values().filter(|e| e.dirty).map(|e| e.row).collect();
+    if !dirty.is_empty() && !update_jobs(tx, &dirty, context.env.grace_ms).await? {
+        metrics::counter!("ringback_tracker_conflicts_total").increment(1);
+        return Err(StoreError::Transient { detail: "a job changed while it was folded".to_owned() });
+    }
+    if !out.results.is_empty() {
+        insert_results(tx, &out.results).await?;
+    }
+    if !out.attempts.is_empty() {
+        insert_attempts(tx, &out.attempts).await?;
+    }
+    if !out.late.is_empty() {
+        insert_late(tx, &out.late).await?;
+    }
+    if !out.chunks.is_empty() {
+        insert_chunks(tx, &out.chunks).await?;
+    }
+    if !out.progress.is_empty() {
+        let newest: Vec<_> = out.progress.into_values().collect();
+        upsert_progress(tx, &newest).await?;
+    }
+    let mut after = out.after;
+    after.deliveries = deliveries;
+    insert_deliveries(tx, context.env.batch.partitions, &after.deliveries).await?;
+    if !out.batches.is_empty() {
+        let counted = count_in_batches(tx, &out.batches, &context.env.batch).await?;
+        after.cancel_rest = counted.cancel_rest;
+        // Inserted with the counts; announced with the others.
+        after.deliveries.extend(counted.deliveries);
+    }
+    if !out.counters.is_empty() {
+        add_counters(tx, context.env.counter_row, &out.counters).await?;
+    }
+    Ok(after)
+}

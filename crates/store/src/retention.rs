@@ -1,0 +1,360 @@
+//! Removing what is past its time, in small chunks, so that the books still balance (P5).
+//!
+//! A chunk is one transaction: rows go together with what belongs to them, and what was owed and delivered by them is
+//! added to `purged_totals`. A job with a pending delivery stays, and one with a dead delivery stays for
+//! [`KEEP_DEAD_MS`], because a person may still want it sent.
+
+use std::collections::HashMap;
+
+use ringback_contracts::{batch_id_of, job_id_of};
+use ringback_domain::{BatchId, JobId};
+use sea_orm::{ConnectionTrait, QueryResult, Value};
+
+use crate::{
+    StoreError, WriteTx,
+    sql::{self, LIST, Rows},
+};
+
+/// How long a dead delivery keeps its job.
+pub const KEEP_DEAD_MS: i64 = 30 * 86_400_000;
+/// When a job that could not go yet is looked at again.
+const POSTPONE_MS: i64 = 3_600_000;
+
+/// Ended jobs past their retention, the longest due first. Jobs of a batch that still runs are kept for its results.
+///
+/// # Errors
+/// The database's.
+pub async fn ended_jobs<C: ConnectionTrait>(conn: &C, now_ms: i64, limit: u32) -> Result<Vec<JobId>, StoreError> {
+    let rows = sql::query(
+        conn,
+        "SELECT id FROM jobs WHERE next_check_at_ms <= $1 AND state >= 2 AND (batch_id IS NULL OR NOT EXISTS \
+         (SELECT 1 FROM batches b WHERE b.id = jobs.batch_id AND b.status = 0 AND b.opened_at_ms IS NOT NULL)) \
+         ORDER BY next_check_at_ms LIMIT $2",
+        [Value::from(now_ms), sql::int(limit)],
+    )
+    .await?;
+    let mut ids: Vec<JobId> = rows.iter().map(job_id).collect::<Result<_, _>>()?;
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+fn job_id(row: &QueryResult) -> Result<JobId, StoreError> {
+    Ok(job_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?)
+}
+
+/// What a chunk removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Jobs.
+    pub jobs: u64,
+    /// Batches.
+    pub batches: u64,
+    /// Deliveries they owed, by their own count.
+    pub owed: i64,
+    /// Deliveries removed, counted from the rows.
+    pub deliveries: i64,
+    /// Rows that stay for their deliveries and are looked at later.
+    pub postponed: u64,
+    /// Blobs that no row names any more; the caller deletes them after the commit.
+    pub blobs: Vec<String>,
+}
+
+const LOCK_POSTGRES: Rows = Rows {
+    name: "retention.lock",
+    before: "SELECT id, owed, next_check_at_ms, state FROM jobs WHERE id IN (",
+    casts: LIST,
+    after: ") ORDER BY id FOR UPDATE",
+};
+const LOCK_SQLITE: Rows = Rows {
+    name: "retention.select",
+    before: "SELECT id, owed, next_check_at_ms, state FROM jobs WHERE id IN (",
+    casts: LIST,
+    after: ") ORDER BY id",
+};
+
+const HELD: Rows = Rows {
+    name: "retention.held",
+    before: "SELECT owner_id, state, MAX(COALESCE(ended_at_ms, created_at_ms)) FROM deliveries WHERE state IN (0, 2) \
+             AND owner_id IN (",
+    casts: LIST,
+    after: ") GROUP BY owner_id, state",
+};
+
+const BLOBS: [Rows; 3] = [
+    Rows {
+        name: "retention.blobs.inputs",
+        before: "SELECT input_blob_key FROM job_inputs WHERE input_blob_key IS NOT NULL AND job_id IN (",
+        casts: LIST,
+        after: ")",
+    },
+    Rows {
+        name: "retention.blobs.outputs",
+        before: "SELECT output_blob_key FROM results WHERE output_blob_key IS NOT NULL AND job_id IN (",
+        casts: LIST,
+        after: ")",
+    },
+    Rows {
+        name: "retention.blobs.logs",
+        before: "SELECT logs_blob_key FROM results WHERE logs_blob_key IS NOT NULL AND job_id IN (",
+        casts: LIST,
+        after: ")",
+    },
+];
+
+const DELETE_DELIVERIES: Rows = Rows {
+    name: "retention.deliveries",
+    before: "DELETE FROM deliveries WHERE owner_id IN (",
+    casts: LIST,
+    after: ")",
+};
+
+macro_rules! delete {
+    ($table:literal, $column:literal) => {
+        Rows {
+            name: concat!("retention.", $table),
+            before: concat!("DELETE FROM ", $table, " WHERE ", $column, " IN ("),
+            casts: LIST,
+            after: ")",
+        }
+    };
+}
+
+/// Children first: whoever reads a job finds all of it or nothing.
+const DELETE: [Rows; 8] = [
+    delete!("delivery_attempts", "owner_id"),
+    delete!("chunks", "job_id"),
+    delete!("stream_cursors", "job_id"),
+    delete!("job_progress", "job_id"),
+    delete!("attempts", "job_id"),
+    delete!("results", "job_id"),
+    delete!("job_inputs", "job_id"),
+    delete!("jobs", "id"),
+];
+
+/// Removes ended jobs past their retention with everything that belongs to them. Each is judged again under its
+/// lock: one that was retried meanwhile stays. `ids` must be sorted.
+///
+/// # Errors
+/// The database's.
+pub async fn purge_jobs(tx: &WriteTx, ids: &[JobId]) -> Result<Purged, StoreError> {
+    let lock = if tx.is_postgres() { &LOCK_POSTGRES } else { &LOCK_SQLITE };
+    let rows = lock.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    let mut due: Vec<(JobId, i64)> = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let check: Option<i64> = row.try_get_by_index(2)?;
+        if check.is_some_and(|at| at <= tx.now_ms()) && row.try_get_by_index::<i64>(3)? >= 2 {
+            due.push((job_id(row)?, row.try_get_by_index(1)?));
+        }
+    }
+    let held = held(tx, due.iter().map(|(id, _)| id.as_bytes())).await?;
+    let (stay, go): (Vec<_>, Vec<_>) = due.into_iter().partition(|(id, _)| held.contains_key(id.as_bytes()));
+    let stay: Vec<(JobId, i64)> = stay.iter().map(|(id, _)| (*id, held[id.as_bytes()])).collect();
+    postpone(tx, &stay).await?;
+    let mut purged = Purged {
+        jobs: go.len() as u64,
+        owed: go.iter().map(|(_, owed)| owed).sum(),
+        postponed: stay.len() as u64,
+        ..Purged::default()
+    };
+    remove_jobs(tx, &go.into_iter().map(|(id, _)| id).collect::<Vec<_>>(), &mut purged).await?;
+    book(tx, &purged).await?;
+    Ok(purged)
+}
+
+/// Owners that must stay, and until when.
+async fn held<'a>(
+    tx: &WriteTx,
+    owners: impl Iterator<Item = &'a [u8; 16]>,
+) -> Result<HashMap<[u8; 16], i64>, StoreError> {
+    let owners: Vec<&[u8; 16]> = owners.collect();
+    let rows = HELD.query(tx.conn(), &owners, |id, v| v.push(sql::id(id))).await?;
+    let mut held = HashMap::new();
+    for row in &rows {
+        let owner: [u8; 16] = row
+            .try_get_by_index::<Vec<u8>>(0)?
+            .try_into()
+            .map_err(|_| StoreError::corrupt("deliveries.owner_id"))?;
+        let pending = row.try_get_by_index::<i64>(1)? == 0;
+        let until = if pending {
+            tx.now_ms() + POSTPONE_MS
+        } else {
+            row.try_get_by_index::<i64>(2)?.saturating_add(KEEP_DEAD_MS)
+        };
+        if until > tx.now_ms() {
+            let entry = held.entry(owner).or_insert(until);
+            *entry = (*entry).min(until);
+        }
+    }
+    Ok(held)
+}
+
+const POSTPONE: Rows = Rows {
+    name: "retention.postpone",
+    before: "UPDATE jobs SET next_check_at_ms = v.column2, revision = jobs.revision + 1 FROM (VALUES ",
+    casts: &["bytea", "bigint"],
+    after: ") AS v WHERE jobs.id = v.column1",
+};
+
+async fn postpone(tx: &WriteTx, stay: &[(JobId, i64)]) -> Result<(), StoreError> {
+    POSTPONE
+        .execute(tx.conn(), stay, |(id, until), v| v.extend([sql::id(id.as_bytes()), Value::from(*until)]))
+        .await
+        .map(drop)
+}
+
+async fn remove_jobs(tx: &WriteTx, ids: &[JobId], purged: &mut Purged) -> Result<(), StoreError> {
+    for rows in &BLOBS {
+        for row in rows.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await? {
+            purged.blobs.push(row.try_get_by_index(0)?);
+        }
+    }
+    let deliveries = DELETE_DELIVERIES.execute(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    purged.deliveries += i64::try_from(deliveries).unwrap_or(i64::MAX);
+    for rows in &DELETE {
+        rows.execute(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    }
+    Ok(())
+}
+
+/// Keeps the books: both sides of P5.
+async fn book(tx: &WriteTx, purged: &Purged) -> Result<(), StoreError> {
+    if purged.owed == 0 && purged.deliveries == 0 {
+        return Ok(());
+    }
+    sql::execute(
+        tx.conn(),
+        "INSERT INTO purged_totals (id, owed, deliveries) VALUES (1, $1, $2) ON CONFLICT (id) DO UPDATE SET \
+         owed = purged_totals.owed + excluded.owed, deliveries = purged_totals.deliveries + excluded.deliveries",
+        [Value::from(purged.owed), Value::from(purged.deliveries)],
+    )
+    .await
+    .map(drop)
+}
+
+/// Ended batches past their time whose jobs are all gone.
+///
+/// # Errors
+/// The database's.
+pub async fn ended_batches<C: ConnectionTrait>(
+    conn: &C,
+    now_ms: i64,
+    limit: u32,
+) -> Result<Vec<BatchId>, StoreError> {
+    let rows = sql::query(
+        conn,
+        "SELECT id FROM batches WHERE next_check_at_ms <= $1 AND status > 0 AND NOT EXISTS \
+         (SELECT 1 FROM jobs j WHERE j.batch_id = batches.id) ORDER BY next_check_at_ms LIMIT $2",
+        [Value::from(now_ms), sql::int(limit)],
+    )
+    .await?;
+    rows.iter()
+        .map(|row| batch_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?.ok_or(StoreError::corrupt("batches.id")))
+        .collect()
+}
+
+/// Removes an ended batch with its delivery, unless that one is pending or dead for less than [`KEEP_DEAD_MS`].
+///
+/// # Errors
+/// The database's.
+pub async fn purge_batch(tx: &WriteTx, id: BatchId) -> Result<Purged, StoreError> {
+    if let Some(until) = held(tx, std::iter::once(id.as_bytes())).await?.get(id.as_bytes()) {
+        sql::execute(
+            tx.conn(),
+            "UPDATE batches SET next_check_at_ms = $2, revision = revision + 1 WHERE id = $1",
+            [sql::id(id.as_bytes()), Value::from(*until)],
+        )
+        .await?;
+        return Ok(Purged { postponed: 1, ..Purged::default() });
+    }
+    let row = sql::query_one(
+        tx.conn(),
+        "DELETE FROM batches WHERE id = $1 AND status > 0 RETURNING owed",
+        [sql::id(id.as_bytes())],
+    )
+    .await?;
+    let Some(row) = row else { return Ok(Purged::default()) };
+    let mut purged = Purged { batches: 1, owed: row.try_get_by_index(0)?, ..Purged::default() };
+    let removed =
+        DELETE_DELIVERIES.execute(tx.conn(), &[id], |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    purged.deliveries = i64::try_from(removed).unwrap_or(i64::MAX);
+    delete!("delivery_attempts", "owner_id").execute(tx.conn(), &[id], |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    book(tx, &purged).await?;
+    Ok(purged)
+}
+
+/// Removes a chunk of the jobs of a batch that was never opened, and the batch with its last one. Nobody was told of
+/// them: no delivery of theirs may have been sent. Answers whether the batch is gone.
+///
+/// # Errors
+/// The database's.
+pub async fn remove_unopened(tx: &WriteTx, id: BatchId, limit: u32) -> Result<(bool, Purged), StoreError> {
+    let lock = if tx.is_postgres() { " FOR UPDATE" } else { "" };
+    let open = sql::query_one(
+        tx.conn(),
+        &format!("SELECT opened_at_ms, next_check_at_ms FROM batches WHERE id = $1{lock}"),
+        [sql::id(id.as_bytes())],
+    )
+    .await?;
+    let Some(row) = open else { return Ok((true, Purged::default())) };
+    let opened = row.try_get_by_index::<Option<i64>>(0)?.is_some();
+    let due = row.try_get_by_index::<Option<i64>>(1)?.is_some_and(|at| at <= tx.now_ms());
+    if opened || !due {
+        return Ok((true, Purged::default()));
+    }
+    let rows = sql::query(
+        tx.conn(),
+        "SELECT id, owed FROM jobs WHERE batch_id = $1 ORDER BY batch_index LIMIT $2",
+        [sql::id(id.as_bytes()), sql::int(limit)],
+    )
+    .await?;
+    let mut purged = Purged { jobs: rows.len() as u64, ..Purged::default() };
+    let mut ids = Vec::with_capacity(rows.len());
+    for row in &rows {
+        ids.push(job_id(row)?);
+        purged.owed += row.try_get_by_index::<i64>(1)?;
+    }
+    uncount(tx, &ids).await?;
+    remove_jobs(tx, &ids, &mut purged).await?;
+    let gone = rows.len() < limit as usize;
+    if gone {
+        purged.batches =
+            sql::execute(tx.conn(), "DELETE FROM batches WHERE id = $1", [sql::id(id.as_bytes())]).await?;
+    }
+    book(tx, &purged).await?;
+    Ok((gone, purged))
+}
+
+const QUEUED: Rows = Rows {
+    name: "retention.queued",
+    before: "SELECT endpoint_id, COUNT(*) FROM jobs WHERE state = 0 AND id IN (",
+    casts: LIST,
+    after: ") GROUP BY endpoint_id",
+};
+
+/// Takes queued jobs that vanish without an end out of the counts of their endpoint.
+async fn uncount(tx: &WriteTx, ids: &[JobId]) -> Result<(), StoreError> {
+    let rows = QUEUED.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    let mut deltas = std::collections::BTreeMap::new();
+    for row in &rows {
+        let endpoint = ringback_domain::EndpointId(row.try_get_by_index(0)?);
+        let delta: &mut crate::CounterDelta = deltas.entry(endpoint).or_default();
+        delta.queued -= row.try_get_by_index::<i64>(1)?;
+    }
+    // Row 0 belongs to no process: its writers are those that fold counters.
+    crate::add_counters(tx, 0, &deltas).await
+}
+
+/// Removes a chunk of delivery attempts older than `before_ms` from ended deliveries; answers how many. They are
+/// a log: no promise rests on them.
+///
+/// # Errors
+/// The database's.
+pub async fn purge_delivery_attempts(tx: &WriteTx, before_ms: i64, limit: u32) -> Result<u64, StoreError> {
+    sql::execute(
+        tx.conn(),
+        "DELETE FROM delivery_attempts WHERE (owner_id, seq, target, n) IN (SELECT owner_id, seq, target, n \
+         FROM delivery_attempts WHERE at_ms < $1 LIMIT $2)",
+        [Value::from(before_ms), sql::int(limit)],
+    )
+    .await
+}
