@@ -1,1 +1,38 @@
-//! Runs jobs: fetches free slots, executes, spools outcomes, acknowledges last.
+//! Runs jobs: fetches exactly as many as it has free slots, executes them, keeps each outcome until the
+//! tracker has committed it, and acknowledges last.
+//!
+//! ```text
+//! NATS ── message ──▶ endpoint loop ── work ──▶ executor (builtin, process)
+//!                        ▲    │                    │ started, progress, chunk, finished
+//!            stop orders │    ▼                    ▼
+//! tracker ◀── heartbeat, outcomes, chunks ── spool on disk
+//!    └── committed ──▶ message acknowledged, spool record dropped
+//! ```
+//!
+//! What this crate promises: an outcome reaches the tracker or waits on disk (P3); a message is acknowledged
+//! only after the commit; a handler never outlives its worker; a job is never started while an earlier
+//! handler of this host may still run it.
+
+mod app;
+mod attempts;
+mod chunks;
+mod device;
+mod endpoint;
+mod executor;
+pub mod guard;
+mod heartbeat;
+mod message;
+mod outcome;
+mod prepare;
+mod shared;
+pub mod spool;
+
+pub use app::{App, ServedEndpoint, WorkerError, WorkerParts};
+pub use device::{Device, DeviceChoice, DeviceError};
+
+/// For tests of this crate: the `process` executor on its own.
+#[doc(hidden)]
+pub mod testing {
+    pub use crate::executor::process::{ProcessPool, ProcessSettings};
+    pub use crate::executor::{End, ExecEvent, JobKey, Work};
+}

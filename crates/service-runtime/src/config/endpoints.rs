@@ -79,6 +79,10 @@ section! {
         env: BTreeMap<String, String> = BTreeMap::new(),
         /// Names of the worker's environment variables that the child inherits.
         pass_env: Vec<String> = Vec::new(),
+        /// Jobs that one child takes at once; for handlers with a `concurrency_modifier`. `slots` of the endpoint divided by this is the number of children.
+        concurrency: u32 = 1,
+        /// Time that an async handler has to react to a cancel before its process is ended, in milliseconds.
+        stop_grace_ms: u64 = 3_000,
         /// Time between SIGTERM and SIGKILL, in milliseconds.
         grace_ms: u64 = 5_000,
         /// Longest time from start to the first job take, in milliseconds.
@@ -259,6 +263,8 @@ impl ProcessConfig {
         if self.env.values().any(|value| value.contains('\0')) {
             p.add(format!("{at}.env"), "a value contains a NUL character");
         }
+        p.within(&format!("{at}.concurrency"), u64::from(self.concurrency), 1, 1_000);
+        p.within(&format!("{at}.stop_grace_ms"), self.stop_grace_ms, 0, HOUR_MS);
         p.within(&format!("{at}.grace_ms"), self.grace_ms, 0, HOUR_MS);
         p.within(&format!("{at}.start_timeout_ms"), self.start_timeout_ms, 100, DAY_MS);
     }
