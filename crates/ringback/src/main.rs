@@ -18,8 +18,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // The worker starts this program again to guard a handler: no argument parsing, no runtime of ours before it.
     let mut argv = std::env::args_os().skip(1);
-    if argv.next().is_some_and(|verb| verb == "child-guard") {
-        return ExitCode::FAILURE;
+    if argv.next().is_some_and(|verb| verb == ringback_gpu_worker::guard::VERB) {
+        return ringback_gpu_worker::guard::run(argv);
     }
     let cli = Cli::parse();
     if cli.output.no_color {

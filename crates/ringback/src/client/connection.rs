@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// File in the data folder of `ringback dev`, readable by its owner only.
-const FILE_NAME: &str = "connection.json";
+pub(crate) const FILE_NAME: &str = "connection.json";
 /// Default data folder, looked for in the current folder and those above it.
 const DATA_DIR: &str = "ringback-data";
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -58,6 +58,15 @@ impl Connection {
     /// Reads the file of a data folder; `None` where there is none or it cannot be read.
     pub(crate) fn read(data_dir: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(data_dir.join(FILE_NAME)).ok()?).ok()
+    }
+
+    /// Says that no server runs there any more; the key stays for the next start.
+    pub(crate) fn retire(data_dir: &Path) {
+        if let Some(mut last) = Self::read(data_dir) {
+            last.pid = 0;
+            // A file that cannot be written misleads nobody for long: the address does not answer.
+            let _ = last.write(data_dir);
+        }
     }
 
     /// Writes the file, for its owner only, at once or not at all.
@@ -139,7 +148,8 @@ fn base(url: &str) -> Result<String, CliError> {
     ))
 }
 
-fn find(from: &Path) -> Option<(PathBuf, Connection)> {
+/// The file that verbs in a folder use.
+pub(crate) fn find(from: &Path) -> Option<(PathBuf, Connection)> {
     from.ancestors().find_map(|dir| {
         let data = dir.join(DATA_DIR);
         Connection::read(&data).map(|file| (data.join(FILE_NAME), file))

@@ -1,7 +1,10 @@
 //! Running services: one role per process, or all in one.
 
 pub(crate) mod migrate;
+pub(crate) mod platform;
+pub(crate) mod roles;
 pub(crate) mod serve;
+mod worker;
 
 use crate::error::CliError;
 use ringback_service_runtime::RingbackConfig;

@@ -1,0 +1,47 @@
+//! Each service as a future: built from the shared platform, run until its shutdown.
+
+use super::platform::{Platform, Sql, service};
+use super::worker;
+use crate::error::CliError;
+use ringback_api_ingest as api_ingest;
+use ringback_service_runtime::Shutdown;
+use ringback_state_tracker as state_tracker;
+
+/// Builds the API and binds its listener.
+pub(crate) async fn build_api(platform: &Platform, sql: &Sql, shutdown: &Shutdown) -> Result<api_ingest::App, CliError> {
+    let deps = api_ingest::Deps {
+        store: sql.store.clone(),
+        bus: platform.bus.clone(),
+        blobs: platform.blobs.clone(),
+        key: sql.key.clone(),
+        readiness: platform.readiness.clone(),
+        shutdown: shutdown.clone(),
+    };
+    api_ingest::App::build(&platform.config, deps).await.map_err(|error| service("api", &error))
+}
+
+/// Takes jobs and answers clients.
+pub(crate) async fn api(platform: Platform, sql: Sql, shutdown: Shutdown) -> Result<(), CliError> {
+    let app = build_api(&platform, &sql, &shutdown).await?;
+    app.run().await.map_err(|error| service("api", &error))
+}
+
+/// Runs jobs.
+pub(crate) async fn worker(platform: Platform, sql: Sql, shutdown: Shutdown) -> Result<(), CliError> {
+    let Some((app, _endpoints)) = worker::build(&platform, &sql, &shutdown).await? else { return Ok(()) };
+    app.run(shutdown).await.map_err(|error| service("worker", &error))
+}
+
+/// Changes the state of jobs.
+pub(crate) async fn tracker(platform: Platform, sql: Sql, shutdown: Shutdown) -> Result<(), CliError> {
+    let server = &platform.config.server;
+    let handles = state_tracker::Handles {
+        store: sql.store,
+        bus: platform.bus,
+        secret_key: sql.key,
+        public_url: server.base_url(server.listen),
+        readiness: platform.readiness,
+    };
+    let app = state_tracker::App::build(&platform.config, handles);
+    app.run(shutdown).await.map_err(|error| service("tracker", &error))
+}
