@@ -113,6 +113,7 @@ fn key_of(headers: &HeaderMap) -> Result<&[u8], ApiError> {
     let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?.as_bytes().trim_ascii();
     let key = match value.get(..7) {
         Some(scheme) if scheme.eq_ignore_ascii_case(b"bearer ") => value[7..].trim_ascii(),
+        _ if value.eq_ignore_ascii_case(b"bearer") => b"",
         _ => value,
     };
     if key.is_empty() { Err(missing()) } else { Ok(key) }

@@ -15,6 +15,7 @@ use ringback_store::auth::ScopeSet;
 
 use crate::{
     error::{ApiError, NativeError},
+    native::{batches, events, jobs, project},
     runpod::{control, queue, run, status, stream},
     state::Api,
 };
@@ -64,6 +65,24 @@ pub(crate) fn fixed() -> Routes {
     post!(r, "/v2/{endpoint}/purge-queue", queue::purge_queue);
     get!(r, "/v2/{endpoint}/health", queue::health);
     get!(r, "/v2/{endpoint}/requests", queue::requests);
+    post!(r, "/v1/jobs", jobs::create);
+    get!(r, "/v1/jobs", jobs::list);
+    get!(r, "/v1/jobs/{id}", jobs::get);
+    get!(r, "/v1/jobs/{id}/output", jobs::output);
+    get!(r, "/v1/jobs/{id}/logs", jobs::logs);
+    post!(r, "/v1/jobs/{id}/cancel", jobs::cancel);
+    post!(r, "/v1/jobs/{id}/retry", jobs::retry);
+    get!(r, "/v1/jobs/{id}/deliveries", jobs::deliveries);
+    post!(r, "/v1/batches", batches::post);
+    get!(r, "/v1/batches/{id}", batches::get);
+    post!(r, "/v1/batches/{id}/cancel", batches::cancel);
+    get!(r, "/v1/batches/{id}/results", batches::results);
+    get!(r, "/v1/batches/{id}/deliveries", batches::deliveries);
+    get!(r, "/v1/endpoints", project::endpoints);
+    post!(r, "/v1/endpoints/{name}/purge", project::purge_endpoint);
+    get!(r, "/v1/workers", project::workers);
+    get!(r, "/v1/webhooks/default/secret", project::webhook_secret);
+    get!(r, "/v1/stream", events::stream);
     get!(r, "/openapi.json", openapi);
     get!(r, "/metrics", metrics_text);
     r
@@ -72,7 +91,13 @@ pub(crate) fn fixed() -> Routes {
 /// Everything that the API's listener serves.
 pub(crate) fn router(api: Arc<Api>, readiness: Readiness) -> Router {
     let shutdown = api.shutdown.clone();
-    fixed()
+    let mut routes = fixed();
+    for route in api.templates.routes() {
+        post!(routes, route, batches::template_post);
+        let one = format!("{route}/{{id}}");
+        get!(routes, &one, batches::template_get);
+    }
+    routes
         .router
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)

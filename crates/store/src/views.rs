@@ -1,5 +1,7 @@
 //! What clients see of jobs and workers. Every question of a client names the project.
 
+use std::collections::HashMap;
+
 use ringback_contracts::job_id_of;
 use ringback_domain::{BatchId, EndpointId, JobId, JobStatus, ProjectId};
 use sea_orm::{ConnectionTrait, QueryResult, Value};
@@ -8,7 +10,7 @@ use crate::{
     JobRow, StoreError,
     batches::is_open,
     select_jobs,
-    sql::{self, get_u32, get_u64},
+    sql::{self, LIST, Rows, get_u32, get_u64},
 };
 
 /// A job of a project that clients may see: one of a batch that is not open yet does not exist for them.
@@ -88,6 +90,34 @@ pub async fn result_of<C: ConnectionTrait>(conn: &C, job: JobId, run: u32) -> Re
         })
     })
     .transpose()
+}
+
+const BRIEF: Rows = Rows {
+    name: "results.brief",
+    before: "SELECT job_id, run, error, error_type, worker_id, started_at_ms FROM results WHERE job_id IN (",
+    casts: LIST,
+    after: ")",
+};
+
+/// Results without their outputs, by job and run, for lists.
+pub async fn results_brief<C: ConnectionTrait>(
+    conn: &C,
+    jobs: &[JobId],
+) -> Result<HashMap<(JobId, u32), ResultView>, StoreError> {
+    let rows = BRIEF.query(conn, jobs, |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    rows.iter()
+        .map(|row| {
+            let key = (job_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?, get_u32(row, 1, "results.run")?);
+            let view = ResultView {
+                output: None,
+                error: row.try_get_by_index(2)?,
+                error_type: row.try_get_by_index(3)?,
+                worker: row.try_get_by_index(4)?,
+                started_at_ms: row.try_get_by_index(5)?,
+            };
+            Ok((key, view))
+        })
+        .collect()
 }
 
 /// The last progress value of a live attempt, verbatim JSON.

@@ -118,7 +118,8 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
     };
     let policy = match raw.policy {
         None => RawPolicy::default(),
-        Some(raw) => member("/policy", raw, "an object")?,
+        Some(raw) if raw.get().starts_with('{') => member("/policy", raw, "an object")?,
+        Some(_) => return Err(ApiError::field("/policy", "must be an object")),
     };
     let time = |pointer: &str, raw: Option<&RawValue>, (min, max): (u64, u64), keys: &str| {
         let Some(raw) = raw else { return Ok(None) };
