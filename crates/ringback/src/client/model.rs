@@ -26,6 +26,9 @@ pub(crate) struct Job {
     pub(crate) error: Option<String>,
     #[serde(default)]
     pub(crate) output: Option<Box<RawValue>>,
+    /// Size of an output that is too large to stand in the job.
+    #[serde(default)]
+    pub(crate) output_bytes: Option<u64>,
     #[serde(default)]
     pub(crate) batch_id: Option<String>,
     #[serde(default)]

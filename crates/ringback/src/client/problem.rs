@@ -63,7 +63,7 @@ impl Problem {
         match (self.status, self.had_key, self.retry_after_s) {
             (401, false, _) => "give a key with --api-key or RINGBACK_API_KEY; `ringback dev` prints its own".to_owned(),
             (401, true, _) => "the key is not known to this server; check --api-key or RINGBACK_API_KEY".to_owned(),
-            (404, ..) => "`ringback ls` shows the jobs of this key's project".to_owned(),
+            (404, ..) if self.detail.starts_with("job") => "`ringback ls` shows the jobs of this key's project".to_owned(),
             (_, _, Some(seconds)) => format!("try again in {seconds} s"),
             (503, ..) => "try again in a moment; a submit with --idempotency-key is never doubled".to_owned(),
             _ => String::new(),
@@ -78,13 +78,13 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.title.is_empty(), self.detail.is_empty()) {
-            (false, false) if self.title != self.detail => write!(f, "{}: {}", self.title, self.detail)?,
-            (false, _) => f.write_str(&self.title)?,
-            (true, false) => f.write_str(&self.detail)?,
+        match (self.detail.is_empty(), self.title.is_empty()) {
+            (false, _) => f.write_str(&self.detail)?,
+            (true, false) => f.write_str(&self.title)?,
             (true, true) => write!(f, "the server answered {}", self.status)?,
         }
-        for field in &self.fields {
+        // A single field stands in the detail already.
+        for field in self.fields.iter().filter(|field| !self.detail.contains(&field.detail)) {
             write!(f, "\n  {} {}", field.pointer, field.detail)?;
         }
         Ok(())
@@ -97,9 +97,11 @@ mod tests {
 
     #[test]
     fn both_shapes_are_read() {
-        let native = r#"{"title":"Bad request","detail":"2 fields","errors":[{"pointer":"/webhook","detail":"must be https"}]}"#;
+        let native = r#"{"title":"Bad Request","detail":"2 fields","errors":[{"pointer":"/webhook","detail":"must be https"}]}"#;
         let problem = Problem::read(400, None, native, true);
-        assert_eq!(problem.to_string(), "Bad request: 2 fields\n  /webhook must be https");
+        assert_eq!(problem.to_string(), "2 fields\n  /webhook must be https");
+        let native = r#"{"title":"Bad Request","detail":"`webhook` must be https","errors":[{"pointer":"/webhook","detail":"must be https"}]}"#;
+        assert_eq!(Problem::read(400, None, native, true).to_string(), "`webhook` must be https");
         assert_eq!(problem.exit(), Exit::Usage);
         let compatible = Problem::read(429, Some(3), r#"{"error":"too many"}"#, true);
         assert_eq!((compatible.to_string(), compatible.hint()), ("too many".to_owned(), "try again in 3 s".to_owned()));

@@ -115,7 +115,7 @@ pub(crate) async fn run(ctx: &Context, args: &BatchArgs) -> Result<Exit, CliErro
     }
     // Standard output belongs to the results when they go there.
     if args.results.as_deref() != Some(Path::new("-")) {
-        if ctx.json { out(body.text.trim())? } else { show::batch(&batch)? }
+        if ctx.json { out(body.text.trim())? } else { show::batch(&batch, &[])? }
     }
     Ok(show::end_of_batch(&batch))
 }

@@ -1,12 +1,11 @@
 //! `ringback get`: everything about one job or batch.
 
-use super::{Context, Subject, job_path, look_up, show};
+use super::{Context, Subject, batch_path, job_path, look_up, show};
 use crate::client::connection::ServerArgs;
-use crate::client::model::DeliveryList;
+use crate::client::model::{Delivery, DeliveryList};
 use crate::error::CliError;
 use crate::exit::Exit;
-use crate::ui::{out, raw};
-use futures::StreamExt as _;
+use crate::ui::out;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,30 +29,23 @@ pub(crate) struct GetArgs {
 /// Runs the verb.
 pub(crate) async fn run(ctx: &Context, args: &GetArgs) -> Result<Exit, CliError> {
     if args.output {
-        return output(ctx, &args.id).await;
+        show::whole_output(ctx, &args.id).await?;
+        return Ok(Exit::Ok);
     }
     match look_up(&ctx.api, &args.id).await? {
         Subject::Job(_, body) | Subject::Batch(_, body) if ctx.json => out(body.text.trim())?,
-        Subject::Batch(batch, _) => show::batch(&batch)?,
+        Subject::Batch(batch, _) => {
+            show::batch(&batch, &deliveries(ctx, &batch_path(&args.id)).await?)?;
+        }
         Subject::Job(job, _) => {
-            let deliveries = if job.deliveries.total() == 0 {
-                Vec::new()
-            } else {
-                let list = ctx.api.get(&format!("{}/deliveries", job_path(&args.id))).await?;
-                list.read::<DeliveryList>()?.deliveries
-            };
+            let deliveries =
+                if job.deliveries.total() == 0 { Vec::new() } else { deliveries(ctx, &job_path(&args.id)).await? };
             show::job(&job, &deliveries)?;
         }
     }
     Ok(Exit::Ok)
 }
 
-async fn output(ctx: &Context, id: &str) -> Result<Exit, CliError> {
-    let response = ctx.api.open(&format!("{}/output", job_path(id))).await?;
-    let mut bytes = response.bytes_stream();
-    while let Some(chunk) = bytes.next().await {
-        raw(&chunk.map_err(|error| ctx.api.unreachable(&error))?)?;
-    }
-    raw(b"\n")?;
-    Ok(Exit::Ok)
+async fn deliveries(ctx: &Context, path: &str) -> Result<Vec<Delivery>, CliError> {
+    Ok(ctx.api.get(&format!("{path}/deliveries")).await?.read::<DeliveryList>()?.deliveries)
 }

@@ -1,11 +1,13 @@
 //! A job or a batch for people.
 
 use super::wait::counts;
+use super::{Context, job_path};
 use crate::client::model::{Batch, Delivery, Job};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::ui::style::Style;
-use crate::ui::{clean, json_text, out, stdout_is_terminal, table, when};
+use crate::ui::{clean, json_text, out, raw, stdout_is_terminal, table, when};
+use futures::StreamExt as _;
 use ringback_service_runtime::redact_url;
 use serde_json::value::RawValue;
 
@@ -14,13 +16,19 @@ pub(crate) fn job(job: &Job, deliveries: &[Delivery]) -> Result<(), CliError> {
     let style = Style::stdout();
     facts(job, style)?;
     timeline(job, style)?;
-    webhooks(job, deliveries, style)?;
+    webhooks(deliveries, style)?;
     if let Some(error) = &job.error {
         out(&format!("\n{}\n{}", style.bold("error"), style.red(&clean(error))))?;
     }
-    if let Some(value) = &job.output {
-        out(&format!("\n{}", style.bold("output")))?;
-        output(value)?;
+    match (&job.output, job.output_bytes) {
+        (Some(value), _) => {
+            out(&format!("\n{}", style.bold("output")))?;
+            output(value)?;
+        }
+        (None, Some(bytes)) => {
+            out(&format!("\n{}\n{bytes} bytes: `ringback get {} --output`", style.bold("output"), job.id))?;
+        }
+        (None, None) => {}
     }
     Ok(())
 }
@@ -91,8 +99,8 @@ fn timeline(job: &Job, style: Style) -> Result<(), CliError> {
     Ok(())
 }
 
-fn webhooks(job: &Job, deliveries: &[Delivery], style: Style) -> Result<(), CliError> {
-    if job.deliveries.total() == 0 {
+fn webhooks(deliveries: &[Delivery], style: Style) -> Result<(), CliError> {
+    if deliveries.is_empty() {
         return Ok(());
     }
     out(&format!("\n{}", style.bold("webhooks")))?;
@@ -148,6 +156,27 @@ pub(crate) fn output(value: &RawValue) -> Result<(), CliError> {
     Ok(())
 }
 
+/// The output of a job that has ended well, wherever it is kept.
+pub(crate) async fn result(ctx: &Context, job: &Job) -> Result<(), CliError> {
+    match &job.output {
+        _ if job.status != "COMPLETED" => Ok(()),
+        Some(value) => output(value),
+        None if job.output_bytes.is_some() => whole_output(ctx, &job.id).await,
+        None => Ok(()),
+    }
+}
+
+/// A job's output, verbatim and of any size.
+pub(crate) async fn whole_output(ctx: &Context, id: &str) -> Result<(), CliError> {
+    let response = ctx.api.open(&format!("{}/output", job_path(id))).await?;
+    let mut bytes = response.bytes_stream();
+    while let Some(chunk) = bytes.next().await {
+        raw(&chunk.map_err(|error| ctx.api.unreachable(&error))?)?;
+    }
+    raw(b"\n")?;
+    Ok(())
+}
+
 /// How a waited-for job ended, and what to do about it; on standard error.
 pub(crate) fn end_of_job(job: &Job) -> Exit {
     let style = Style::stderr();
@@ -167,7 +196,7 @@ fn first_line(error: &str) -> &str {
 }
 
 /// A batch.
-pub(crate) fn batch(batch: &Batch) -> Result<(), CliError> {
+pub(crate) fn batch(batch: &Batch, deliveries: &[Delivery]) -> Result<(), CliError> {
     let style = Style::stdout();
     out(&format!("{}  {}", style.dim("batch     "), batch.batch_id))?;
     out(&format!("{}  {}", style.dim("status    "), style.status_word(&batch.status)))?;
@@ -175,7 +204,7 @@ pub(crate) fn batch(batch: &Batch) -> Result<(), CliError> {
     if let Some(url) = &batch.result_url {
         out(&format!("{}  {url}", style.dim("results   ")))?;
     }
-    Ok(())
+    webhooks(deliveries, style)
 }
 
 /// What a batch's end means for the exit code.

@@ -144,10 +144,8 @@ pub(crate) async fn finish(ctx: &Context, id: &str, timeout: TimeoutArgs) -> Res
     let (job, body) = wait::job(ctx, id, timeout, Report::of_progress(ctx)).await?;
     if ctx.json {
         out(body.text.trim())?;
-    } else if let Some(value) = &job.output
-        && job.status == "COMPLETED"
-    {
-        show::output(value)?;
+    } else {
+        show::result(ctx, &job).await?;
     }
     Ok(if ctx.json { job.state().map_or(Exit::Error, Exit::of_job) } else { show::end_of_job(&job) })
 }

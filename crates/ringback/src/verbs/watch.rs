@@ -39,17 +39,13 @@ pub(crate) async fn run(ctx: &Context, args: &WatchArgs) -> Result<Exit, CliErro
                 out(body.text.trim())?;
                 return Ok(job.state().map_or(Exit::Error, Exit::of_job));
             }
-            if let Some(value) = &job.output
-                && job.status == "COMPLETED"
-            {
-                show::output(value)?;
-            }
+            show::result(ctx, &job).await?;
             Ok(show::end_of_job(&job))
         }
         Subject::Batch(..) => {
             let (batch, _) = wait::batch(ctx, &args.id, args.timeout, report).await?;
             if !ctx.json {
-                show::batch(&batch)?;
+                show::batch(&batch, &[])?;
             }
             Ok(show::end_of_batch(&batch))
         }
