@@ -1,7 +1,7 @@
 //! What follows a commit. Everything here is an accelerator: it may be lost, and a sweep of SQL finds the same.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -9,7 +9,9 @@ use std::{
 use bytes::Bytes;
 use futures::StreamExt as _;
 use prost::Message as _;
-use ringback_bus::{Bus, DeliveryAnnouncer, JobPublisher, JobSubject, Lane, Publication, PublishOutcome, Subjects};
+use ringback_bus::{
+    Bus, DeliveryAnnouncer, JobPublisher, JobSubject, Lane, Publication, PublishFailure, PublishOutcome, Subjects,
+};
 use ringback_contracts::v1;
 use ringback_domain::{BatchId, EndpointId, JobId};
 use ringback_service_runtime::fault;
@@ -151,6 +153,7 @@ impl Announcer {
             };
             let outcomes = self.publisher.publish_all(publications).await;
             let failed = outcomes.iter().map(|o| !o.is_stored()).collect::<Vec<_>>();
+            self.make_missing_streams(&owed, &outcomes).await;
             if let Some(PublishOutcome::Failed(error)) = outcomes.into_iter().find(|o| !o.is_stored()) {
                 tracing::debug!(%error, "a job message was not stored");
             }
@@ -164,6 +167,20 @@ impl Announcer {
         }
         metrics::counter!("ringback_tracker_publish_given_up_total").increment(owed.len() as u64);
         tracing::warn!(jobs = owed.len(), "job messages were not stored; the reconciler will publish them");
+    }
+
+    async fn make_missing_streams(&self, owed: &[Publish], outcomes: &[PublishOutcome]) {
+        let missing: BTreeSet<u32> = owed
+            .iter()
+            .zip(outcomes)
+            .filter(|(_, o)| matches!(o, PublishOutcome::Failed(PublishFailure::StreamMissing(_))))
+            .map(|(p, _)| Subjects::shard_of(p.row.endpoint, self.shards))
+            .collect();
+        for shard in missing {
+            if let Err(error) = self.bus.ensure_stream(shard, &self.store.facts().db_epoch).await {
+                tracing::debug!(shard, %error, "the work queue's stream cannot be made now");
+            }
+        }
     }
 
     async fn publications(&self, owed: &[Publish]) -> Result<Vec<Publication>, StoreError> {

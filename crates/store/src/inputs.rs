@@ -11,7 +11,7 @@ use crate::{
     JobRow, StoreError,
     secrets::SecretKey,
     sql::{self, LIST, Rows, get_u64},
-    submit::InputAt,
+    submit::{InputAt, merge_extra, secret_purpose},
 };
 
 /// The input of a job.
@@ -61,12 +61,6 @@ fn read(row: &QueryResult) -> Result<(JobId, StoredInput), StoreError> {
     Ok((job_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?, stored))
 }
 
-/// What a job's secret members are sealed for: see [`SecretKey::seal`].
-#[must_use]
-pub fn secret_extra_purpose(job: JobId) -> String {
-    format!("job_extra:{}", job.simple())
-}
-
 /// The message of a job's newest publish, for whoever publishes it: api-ingest after a submit, the state-tracker
 /// later. `endpoint` is the endpoint's name; `secret` the secret members in the clear, one JSON object.
 #[must_use]
@@ -94,7 +88,7 @@ pub fn job_message(
         sync_id: row.sync_id,
         must_ask,
         input: Some(v1::Payload { at: Some(at), size_bytes }),
-        extra_json: join_objects(extra.cloned().unwrap_or_default(), secret.unwrap_or_default()),
+        extra_json: merge_extra(extra.map(|b| b.as_ref()), secret),
         execution_timeout_ms: row.job.execution_timeout_ms,
         ttl_at_ms: row.job.ttl_at.map_or(0, |t| t.0),
         queued_at_ms: row.job.queued_at.0,
@@ -115,44 +109,6 @@ pub fn open_secret_extra(
     input
         .secret_extra_encrypted
         .as_ref()
-        .map(|sealed| key.open_sealed(sealed, &secret_extra_purpose(job)))
+        .map(|sealed| key.open_sealed(sealed, &secret_purpose(job)))
         .transpose()
-}
-
-/// Two JSON objects as one, without reading them: their members never share a name.
-fn join_objects(a: Bytes, b: &[u8]) -> Bytes {
-    let inner = |text: &[u8]| -> Option<Vec<u8>> {
-        let inside = text.trim_ascii().strip_prefix(b"{")?.strip_suffix(b"}")?.trim_ascii();
-        (!inside.is_empty()).then(|| inside.to_vec())
-    };
-    match (inner(&a), inner(b)) {
-        (_, None) => a,
-        (None, Some(_)) => Bytes::copy_from_slice(b),
-        (Some(first), Some(second)) => {
-            let mut joined = Vec::with_capacity(first.len() + second.len() + 3);
-            joined.push(b'{');
-            joined.extend_from_slice(&first);
-            joined.push(b',');
-            joined.extend_from_slice(&second);
-            joined.push(b'}');
-            joined.into()
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn objects_join_without_being_read() {
-        let join = |a: &'static str, b: &str| {
-            String::from_utf8(join_objects(Bytes::from_static(a.as_bytes()), b.as_bytes()).to_vec()).unwrap()
-        };
-        assert_eq!(join("{\"a\":1e400}", "{ \"b\":{} }"), "{\"a\":1e400,\"b\":{}}");
-        assert_eq!(join("{}", "{\"b\":1}"), "{\"b\":1}");
-        assert_eq!(join("{\"a\":1}", ""), "{\"a\":1}");
-        assert_eq!(join("", "{\"b\":1}"), "{\"b\":1}");
-        assert_eq!(join("", ""), "");
-    }
 }
