@@ -181,7 +181,9 @@ fn open_spool(folder: &Path) -> Result<(std::fs::File, Spool, Vec<Replayed>), Wo
         .map_err(cannot())?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(WorkerError::SpoolInUse { path: folder.to_owned() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            return Err(WorkerError::SpoolInUse { path: folder.to_owned() });
+        }
         Err(errno) => return Err(cannot()(errno.into())),
     }
     let (spool, replayed) = Spool::open(folder)?;
@@ -232,7 +234,8 @@ impl Running {
 
         let (chunk_tx, chunk_rx) = mpsc::unbounded_channel();
         let (report_tx, report_rx) = mpsc::unbounded_channel();
-        let shards = app.parts.endpoints.iter().map(|endpoint| Subjects::shard_of(endpoint.id, app.parts.shards));
+        let shards =
+            app.parts.endpoints.iter().map(|endpoint| Subjects::shard_of(endpoint.id, app.parts.shards));
         let streams = Arc::new(Streams::new(app.parts.bus.clone(), shards));
         let (links, stops): (Vec<_>, Vec<_>) = app.parts.endpoints.iter().map(link).unzip();
         let shared = Arc::new(Shared {
@@ -313,7 +316,9 @@ fn watch_spool(shared: &Shared, ready: &ringback_service_runtime::Check) {
         return;
     }
     if spool.is_full() {
-        ready.fail("the spool is full or cannot be written: no jobs are fetched until the tracker takes outcomes");
+        ready.fail(
+            "the spool is full or cannot be written: no jobs are fetched until the tracker takes outcomes",
+        );
     } else {
         ready.ok();
     }
@@ -325,7 +330,9 @@ fn replay(outcomes: &Outcomes, replayed: Vec<Replayed>) {
         match v1::Outcome::decode(payload.as_slice()) {
             Ok(outcome) => outcomes.send(Finished { outcome, message: None, spool_id: Some(id) }),
             // The checksum was right: another release wrote it. It stays for that one.
-            Err(error) => tracing::error!(%error, id, "a spooled outcome cannot be read; it stays in the spool"),
+            Err(error) => {
+                tracing::error!(%error, id, "a spooled outcome cannot be read; it stays in the spool")
+            }
         }
     }
 }
@@ -357,14 +364,18 @@ async fn start_loops(
         let slots = usize::try_from(endpoint.config.slots).unwrap_or(usize::MAX);
         let executor = match &endpoint.config.executor {
             Some(ExecutorConfig::Builtin(Builtin::Echo)) => Executor::Echo { slots },
-            Some(ExecutorConfig::Builtin(Builtin::Sleep)) => Executor::Sleep(SleepPool::new(slots, events_tx)),
+            Some(ExecutorConfig::Builtin(Builtin::Sleep)) => {
+                Executor::Sleep(SleepPool::new(slots, events_tx))
+            }
             Some(ExecutorConfig::Process(process)) => {
                 if hub.is_none() {
                     hub = Some(listen(tasks).await?);
                 }
                 let (hub, base_url) = hub.as_ref().map(|(hub, url)| (hub.clone(), url.clone())).unzip();
-                let settings = process_settings(app, device, endpoint, process, base_url.unwrap_or_default())?;
-                let private_folder = shared_folders.get(&settings.folder).is_some_and(|children| *children > 1);
+                let settings =
+                    process_settings(app, device, endpoint, process, base_url.unwrap_or_default())?;
+                let private_folder =
+                    shared_folders.get(&settings.folder).is_some_and(|children| *children > 1);
                 let settings = ProcessSettings { private_folder, ..settings };
                 match hub {
                     Some(hub) => start_pool(settings, hub, events_tx),

@@ -112,9 +112,7 @@ async fn send(bus: &Bus, worker_id: &str, timeout: Duration, mut batch: Vec<OutC
         };
         if verdicts.len() == batch.len() {
             let mut verdicts = verdicts.into_iter();
-            batch.retain(|_| {
-                matches!(verdicts.next(), Some(v1::Verdict::Retry | v1::Verdict::Unspecified))
-            });
+            batch.retain(|_| matches!(verdicts.next(), Some(v1::Verdict::Retry | v1::Verdict::Unspecified)));
         }
         if !batch.is_empty() {
             tokio::time::sleep(pause).await;

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringback_bus::{JobDelivery, JobPuller};
-use ringback_contracts::{ContractError, Message as _, attempt_to_wire, job_id_of, payload_of, read_version, v1};
+use ringback_contracts::{
+    ContractError, Message as _, attempt_to_wire, job_id_of, payload_of, read_version, v1,
+};
 use ringback_service_runtime::json::fit_text;
 use ringback_service_runtime::time::now_ms;
 use ringback_service_runtime::{Check, Shutdown, fault, trace_context};
@@ -211,7 +213,8 @@ impl EndpointLoop {
     async fn begin(&mut self, ready: Prepared, draining: bool) {
         match ready.refused {
             Some(Refused::Fail(ref error)) => {
-                let end = End::Failure { error: error.clone(), error_type: "InputUnreadable".into(), output: None };
+                let end =
+                    End::Failure { error: error.clone(), error_type: "InputUnreadable".into(), output: None };
                 return self.close_unstarted(ready, end).await;
             }
             Some(Refused::HandBack(reason)) => {
@@ -295,7 +298,8 @@ impl EndpointLoop {
                 break;
             }
             if let Some((_, ready)) = self.waiting.pop_front() {
-                self.close_unstarted(*ready, End::HandBack { reason: "no slot is free on this worker" }).await;
+                self.close_unstarted(*ready, End::HandBack { reason: "no slot is free on this worker" })
+                    .await;
             }
         }
     }
@@ -307,7 +311,8 @@ impl EndpointLoop {
             return ready.message.nak(Some(STILL_HELD)).await;
         }
         self.count(&end);
-        if let Some(outcome) = outcome(&ready.work.key, end, now_ms(), 0, Bytes::new(), 0, ready.traceparent) {
+        if let Some(outcome) = outcome(&ready.work.key, end, now_ms(), 0, Bytes::new(), 0, ready.traceparent)
+        {
             self.shared.outcomes.send(Finished { outcome, message: Some(ready.message), spool_id: None });
         }
     }
@@ -359,7 +364,8 @@ impl EndpointLoop {
 
     /// A stream with a hole must not look complete.
     async fn oversized_chunk(&mut self, key: JobKey, bytes: usize) {
-        let error = format!("the handler yielded a chunk of {bytes} bytes; the limit is {MAX_CHUNK_BYTES} bytes");
+        let error =
+            format!("the handler yielded a chunk of {bytes} bytes; the limit is {MAX_CHUNK_BYTES} bytes");
         let end = End::Failure { error, error_type: "ChunkTooLarge".to_owned(), output: None };
         self.finished(key, end, 0, Bytes::new()).await;
         self.stop(key);
@@ -374,9 +380,18 @@ impl EndpointLoop {
             held.span = tracing::Span::none();
             let message = held.message.take();
             let traceparent = std::mem::take(&mut held.traceparent);
-            Some((message, held.started_at_ms, held.known_to_tracker, held.chunks, held.stop_reason.take(), traceparent))
+            Some((
+                message,
+                held.started_at_ms,
+                held.known_to_tracker,
+                held.chunks,
+                held.stop_reason.take(),
+                traceparent,
+            ))
         });
-        let Some((message, started_at_ms, known, chunks, stop_reason, traceparent)) = taken.flatten() else { return };
+        let Some((message, started_at_ms, known, chunks, stop_reason, traceparent)) = taken.flatten() else {
+            return;
+        };
         self.count(&end);
         match end {
             End::Stopped => return let_go(message, stop_reason.as_deref()).await,
@@ -386,10 +401,16 @@ impl EndpointLoop {
                 }
                 return;
             }
-            End::Success(_) | End::Failure { .. } | End::Crash { .. } | End::Overrun | End::HandBack { .. } => {}
+            End::Success(_)
+            | End::Failure { .. }
+            | End::Crash { .. }
+            | End::Overrun
+            | End::HandBack { .. } => {}
         }
         let started_at_ms = started_at_ms.unwrap_or_else(now_ms);
-        let Some(outcome) = outcome(&key, end, started_at_ms, execution_ms, logs, chunks, traceparent) else { return };
+        let Some(outcome) = outcome(&key, end, started_at_ms, execution_ms, logs, chunks, traceparent) else {
+            return;
+        };
         let finished = Finished { outcome, message, spool_id: None };
         if chunks > 0 {
             // Behind its chunks. The forwarder lives as long as any loop.
@@ -423,7 +444,8 @@ impl EndpointLoop {
         link.busy.store(busy, Ordering::Relaxed);
         *link.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble.unwrap_or_default();
         metrics::gauge!("ringback_worker_slots_busy", "endpoint" => self.name.clone()).set(busy as f64);
-        metrics::gauge!("ringback_worker_slots_open", "endpoint" => self.name.clone()).set(self.open_slots() as f64);
+        metrics::gauge!("ringback_worker_slots_open", "endpoint" => self.name.clone())
+            .set(self.open_slots() as f64);
     }
 
     fn count(&self, end: &End) {
@@ -435,7 +457,8 @@ impl EndpointLoop {
             End::HandBack { .. } => "handed_back",
             End::Stopped => "stopped",
         };
-        metrics::counter!("ringback_worker_attempts_total", "endpoint" => self.name.clone(), "end" => word).increment(1);
+        metrics::counter!("ringback_worker_attempts_total", "endpoint" => self.name.clone(), "end" => word)
+            .increment(1);
     }
 }
 
@@ -459,11 +482,10 @@ async fn let_go(message: Option<Message>, reason: Option<&str>) {
     match reason {
         // The run has ended: nothing will ever be done with this message.
         Some(
-            "cancel_requested" | "queue_purged" | "batch_cancelled" | "ttl_expired" | "execution_timeout" | "succeeded",
+            "cancel_requested" | "queue_purged" | "batch_cancelled" | "ttl_expired" | "execution_timeout"
+            | "succeeded",
         ) => message.ack().await,
-        // Another attempt works on the same message: it is that one's to acknowledge.
-        Some("superseded") => {}
-        // Whoever gets it next asks what it means now.
+        // It may be the job's only message, or another attempt's as well: whoever gets it next asks.
         Some(_) | None => message.nak(Some(STILL_HELD)).await,
     }
 }
@@ -502,7 +524,9 @@ fn outcome(
             error_type: fit_text(&error_type, 1024),
             output: output.map(payload_of),
         }),
-        End::Crash { error } => v1::outcome::Result::Crash(v1::Crash { error: fit_text(&error, MAX_ERROR_BYTES) }),
+        End::Crash { error } => {
+            v1::outcome::Result::Crash(v1::Crash { error: fit_text(&error, MAX_ERROR_BYTES) })
+        }
         End::Overrun => v1::outcome::Result::Overrun(v1::Overrun {}),
         End::HandBack { reason } => v1::outcome::Result::HandBack(v1::HandBack { reason: reason.to_owned() }),
         End::Stopped => return None,

@@ -104,7 +104,9 @@ async fn guard(args: GuardArgs) -> ExitCode {
     let handlers = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let _lock = match lock(&args.lock) {
         Ok(file) => file,
-        Err(error) => return not_started(&args.status, format!("cannot lock {}: {error}", args.lock.display())),
+        Err(error) => {
+            return not_started(&args.status, format!("cannot lock {}: {error}", args.lock.display()));
+        }
     };
     if getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs()) != Some(args.parent_pid) {
         return not_started(&args.status, "the worker is gone".to_owned());

@@ -38,7 +38,12 @@ pub(crate) struct Message {
 impl Streams {
     pub(crate) fn new(bus: Bus, shards: impl IntoIterator<Item = u32>) -> Self {
         let incarnations = shards.into_iter().map(|shard| (shard, String::new())).collect();
-        Self { bus, incarnations: Mutex::new(incarnations), verified: AtomicU64::new(0), generation: AtomicU64::new(0) }
+        Self {
+            bus,
+            incarnations: Mutex::new(incarnations),
+            verified: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+        }
     }
 
     /// Wraps a delivered message.
@@ -67,7 +72,8 @@ impl Streams {
 
     /// False when it could not be found out.
     async fn compare(&self) -> bool {
-        let shards: Vec<u32> = self.incarnations.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        let shards: Vec<u32> =
+            self.incarnations.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
         let mut differs = false;
         for shard in shards {
             // A missing stream is about to be made anew: wait for it.

@@ -81,14 +81,13 @@ pub(crate) struct OutcomeSettings {
 }
 
 impl Outcomes {
-    pub(crate) fn start(settings: OutcomeSettings, spool: SpoolWriter) -> (Self, tokio::task::JoinHandle<()>) {
+    pub(crate) fn start(
+        settings: OutcomeSettings,
+        spool: SpoolWriter,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let outcomes = Self {
-            commands,
-            gauges: Arc::default(),
-            spool: Arc::new(spool),
-            changed: Arc::default(),
-        };
+        let outcomes =
+            Self { commands, gauges: Arc::default(), spool: Arc::new(spool), changed: Arc::default() };
         let actor = Actor {
             next_id: settings.first_id,
             settings,
@@ -268,7 +267,8 @@ impl Actor {
     fn prepare(&mut self, id: u64) {
         let Some(pending) = self.pending.get_mut(&id) else { return };
         let limit = usize::try_from(self.settings.blobs.inline_max_bytes()).unwrap_or(usize::MAX);
-        let output = output_of(&mut pending.outcome).and_then(|payload| large_inline(payload.as_ref(), limit));
+        let output =
+            output_of(&mut pending.outcome).and_then(|payload| large_inline(payload.as_ref(), limit));
         let logs = large_inline(pending.outcome.logs.as_ref(), INLINE_LOG_BYTES);
         if output.is_none() && logs.is_none() {
             self.ready.push_back(id);
@@ -343,7 +343,8 @@ impl Actor {
     /// At once when idle; while requests are under way, in batches that are worth one.
     fn flush(&mut self) {
         while !self.ready.is_empty()
-            && (self.requests.is_empty() || (self.requests.len() < MAX_IN_FLIGHT && self.ready.len() >= WORTH_IT))
+            && (self.requests.is_empty()
+                || (self.requests.len() < MAX_IN_FLIGHT && self.ready.len() >= WORTH_IT))
         {
             self.send_batch();
         }
@@ -371,7 +372,8 @@ impl Actor {
             return;
         }
         metrics::histogram!("ringback_worker_outcome_batch_size").record(ids.len() as f64);
-        let batch = v1::OutcomeBatch { version: VERSION, worker_id: self.settings.worker_id.clone(), outcomes };
+        let batch =
+            v1::OutcomeBatch { version: VERSION, worker_id: self.settings.worker_id.clone(), outcomes };
         let payload = Bytes::from(batch.encode_to_vec());
         let (bus, timeout) = (self.settings.bus.clone(), self.settings.request_timeout);
         self.requests.push(Box::pin(async move {
@@ -495,7 +497,9 @@ fn output_of(outcome: &mut v1::Outcome) -> Option<&mut Option<v1::Payload>> {
     match outcome.result.as_mut()? {
         v1::outcome::Result::Success(success) => Some(&mut success.output),
         v1::outcome::Result::Failure(failure) => Some(&mut failure.output),
-        v1::outcome::Result::Crash(_) | v1::outcome::Result::Overrun(_) | v1::outcome::Result::HandBack(_) => None,
+        v1::outcome::Result::Crash(_)
+        | v1::outcome::Result::Overrun(_)
+        | v1::outcome::Result::HandBack(_) => None,
     }
 }
 

@@ -65,7 +65,13 @@ impl Incoming {
         }
     }
 
-    fn prepared(self, attempt: AttemptRef, granted: bool, input: Bytes, refused: Option<Refused>) -> Prepared {
+    fn prepared(
+        self,
+        attempt: AttemptRef,
+        granted: bool,
+        input: Bytes,
+        refused: Option<Refused>,
+    ) -> Prepared {
         let work = Work {
             key: JobKey { job: self.job_id, attempt },
             public_id: self.job_id.public(self.job.sync_id),

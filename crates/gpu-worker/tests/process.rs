@@ -83,7 +83,10 @@ async fn settings(command: Vec<String>, folder: &Path) -> (ProcessSettings, Hub)
 
 fn command(python: &Path, script: &str, args: &[&str]) -> Vec<String> {
     let script = handler(script).display().to_string();
-    [python.display().to_string(), script].into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect()
+    [python.display().to_string(), script]
+        .into_iter()
+        .chain(args.iter().map(|arg| (*arg).to_owned()))
+        .collect()
 }
 
 impl Rig {
@@ -109,7 +112,10 @@ impl Rig {
         self.next += 1;
         let job = JobId::from_parts(1_800_000_000_000, [self.next; 10]);
         Work {
-            key: JobKey { job, attempt: AttemptRef { run: 1, attempt: 1, nonce: Nonce(u64::from(self.next)) } },
+            key: JobKey {
+                job,
+                attempt: AttemptRef { run: 1, attempt: 1, nonce: Nonce(u64::from(self.next)) },
+            },
             public_id: job.public(false),
             input: Bytes::from(input.to_string()),
             extra_json: Bytes::from_static(b"{\"webhook\":\"https://x/y\"}"),
@@ -231,7 +237,8 @@ async fn a_child_gets_an_allow_listed_environment() {
     });
     let Some(mut rig) = rig.await else { return };
     let output = rig.run(json!({"mode": "environment"})).await.output();
-    let names: Vec<&str> = output["names"].as_array().expect("list").iter().filter_map(Value::as_str).collect();
+    let names: Vec<&str> =
+        output["names"].as_array().expect("list").iter().filter_map(Value::as_str).collect();
     for name in ["PATH", "MODEL", "CARGO_MANIFEST_DIR", "RUNPOD_POD_ID", "PYTHONUNBUFFERED"] {
         assert!(names.contains(&name), "{name} of {names:?}");
     }
@@ -352,7 +359,9 @@ async fn one_child_runs_several_jobs_and_a_stop_spares_the_others() {
 
 #[tokio::test]
 async fn generators_and_progress() {
-    let Some(mut rig) = Rig::start(Sdk::V1_12, "generator.py", &["--aggregate"], |_| {}).await else { return };
+    let Some(mut rig) = Rig::start(Sdk::V1_12, "generator.py", &["--aggregate"], |_| {}).await else {
+        return;
+    };
     let key = rig.begin(json!({"count": 4})).await;
     let mut seen = 0;
     let end = loop {
@@ -415,7 +424,8 @@ async fn a_killed_worker_leaves_no_handler() {
     assert!(alive(&pid));
     worker.kill().expect("SIGKILL");
     let _ = worker.wait();
-    eventually("the handler ends with its worker", Duration::from_secs(10), || (!alive(&pid)).then_some(())).await;
+    eventually("the handler ends with its worker", Duration::from_secs(10), || (!alive(&pid)).then_some(()))
+        .await;
 }
 
 /// Not a test: the worker of the test above.

@@ -39,7 +39,8 @@ impl Work {
     /// The job object for a handler.
     pub(crate) fn job_json(&self) -> Bytes {
         // The object was made by us; should it be damaged, the handler still gets its input.
-        let extras: BTreeMap<String, &RawValue> = serde_json::from_slice(&self.extra_json).unwrap_or_default();
+        let extras: BTreeMap<String, &RawValue> =
+            serde_json::from_slice(&self.extra_json).unwrap_or_default();
         let extras = extras.iter().map(|(key, raw)| (key.as_str(), raw.get().as_bytes()));
         ringback_worker_protocol::job_json(&self.public_id, &self.input, extras)
     }

@@ -105,7 +105,8 @@ impl Spool {
             closed.push(found);
         }
         let open = Segment::create(folder, next_number)?;
-        let mut spool = Self { folder: folder.to_owned(), closed, open, next_id, segment_bytes, dirty: false };
+        let mut spool =
+            Self { folder: folder.to_owned(), closed, open, next_id, segment_bytes, dirty: false };
         spool.remove_finished()?;
         let replayed = live.into_iter().map(|(id, payload)| Replayed { id, payload }).collect();
         Ok((spool, replayed))

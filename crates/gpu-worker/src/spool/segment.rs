@@ -77,9 +77,8 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, SpoolError> {
     for entry in std::fs::read_dir(folder).map_err(SpoolError::io(folder))? {
         let entry = entry.map_err(SpoolError::io(folder))?;
         let name = entry.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok());
+        let number =
+            name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok());
         if let Some(number) = number {
             found.push((number, entry.path()));
         }

@@ -67,7 +67,8 @@ impl SpoolWriter {
 
     /// True when no more jobs may be fetched: the spool is full, or the disk refuses writes.
     pub(crate) fn is_full(&self) -> bool {
-        self.gauges.bytes.load(Ordering::Relaxed) >= self.max_bytes || self.gauges.failing.load(Ordering::Relaxed)
+        self.gauges.bytes.load(Ordering::Relaxed) >= self.max_bytes
+            || self.gauges.failing.load(Ordering::Relaxed)
     }
 
     pub(crate) fn bytes(&self) -> u64 {

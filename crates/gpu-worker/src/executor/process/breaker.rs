@@ -60,7 +60,9 @@ mod tests {
         assert_eq!(pauses[1], FIRST_PAUSE);
         assert!(pauses.is_sorted());
         assert_eq!(pauses[9], LONGEST_PAUSE);
-        assert!(breaker.trouble().is_some_and(|text| text.contains("10 times") && text.contains("exit code 1")));
+        assert!(
+            breaker.trouble().is_some_and(|text| text.contains("10 times") && text.contains("exit code 1"))
+        );
         breaker.succeeded();
         assert_eq!(breaker.trouble(), None);
         assert_eq!(breaker.failed(now, false, String::new()), Duration::ZERO);

@@ -10,9 +10,29 @@ use super::ProcessSettings;
 
 /// Passed on from the worker. `LC_*` comes beside these.
 const ALLOWED: &[&str] = &[
-    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMP", "TEMP", "USER", "LOGNAME", "SHELL", "TERM",
-    "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
-    "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "SSL_CERT_FILE", "SSL_CERT_DIR",
+    "PATH",
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TMPDIR",
+    "TMP",
+    "TEMP",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "TERM",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
 ];
 
 /// The operator cannot change these: the child would not reach its hub, or would not pull at all.
@@ -42,8 +62,9 @@ pub(super) fn of_child(
     let mut env: BTreeMap<OsString, OsString> = own
         .into_iter()
         .filter(|(name, _)| {
-            name.to_str()
-                .is_some_and(|name| allow_listed(name) || settings.pass_env.iter().any(|passed| passed == name))
+            name.to_str().is_some_and(|name| {
+                allow_listed(name) || settings.pass_env.iter().any(|passed| passed == name)
+            })
         })
         .collect();
     // Without it a crash loses the lines that would explain it.

@@ -162,7 +162,9 @@ pub(super) fn attribute(text: &str) -> Attribution {
         message: String,
         level: String,
     }
-    let Ok(line) = serde_json::from_str::<SdkLine>(text) else { return Attribution::Handler(text.to_owned()) };
+    let Ok(line) = serde_json::from_str::<SdkLine>(text) else {
+        return Attribution::Handler(text.to_owned());
+    };
     let text = format!("{} {}", line.level, line.message);
     match line.request_id {
         Some(job) => Attribution::Job { job, text },

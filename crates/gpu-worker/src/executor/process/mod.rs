@@ -87,7 +87,13 @@ impl ProcessPool {
         let settings = Arc::new(settings);
         let places: Vec<_> = (0..settings.children.max(1))
             .map(|number| {
-                Arc::new(Place::new(number, Arc::clone(&settings), hub.clone(), events.clone(), ending.clone()))
+                Arc::new(Place::new(
+                    number,
+                    Arc::clone(&settings),
+                    hub.clone(),
+                    events.clone(),
+                    ending.clone(),
+                ))
             })
             .collect();
         let mut tasks = JoinSet::new();

@@ -128,7 +128,8 @@ impl Place {
         if std::mem::replace(&mut job.reported, true) {
             return;
         }
-        let execution_ms = job.started.map_or(0, |at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let execution_ms =
+            job.started.map_or(0, |at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
         let logs: Bytes = job.log.take();
         self.tell(ExecEvent::Finished { key: job.key, end, execution_ms, logs });
     }

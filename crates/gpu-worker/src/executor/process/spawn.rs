@@ -113,8 +113,7 @@ fn start_in(place: &Place, folder: &Path, worker_id: String, token: String) -> R
     };
     let group = guard.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     let lifeline = guard.stdin.take();
-    let process =
-        ChildProcess { guard, lifeline, group, folder: folder.to_owned(), started: Instant::now() };
+    let process = ChildProcess { guard, lifeline, group, folder: folder.to_owned(), started: Instant::now() };
     Ok(Started { process, handle, events, lines })
 }
 

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringback_worker_protocol::{
-    ChildEvent, ErrorKind, HandlerResult, SdkVersion, StopOutcome, Unfinished,
-};
+use ringback_worker_protocol::{ChildEvent, ErrorKind, HandlerResult, SdkVersion, StopOutcome, Unfinished};
 use tokio::sync::mpsc;
 
 use super::breaker::Breaker;
@@ -127,7 +125,11 @@ impl<'a> Watch<'a> {
             }
             Some(Why::StartTimeout) => {
                 let limit = self.place.settings.start_timeout;
-                breaker.failed(self.process.started, false, format!("it did not ask for jobs within {limit:?}"))
+                breaker.failed(
+                    self.process.started,
+                    false,
+                    format!("it did not ask for jobs within {limit:?}"),
+                )
             }
             Some(Why::Unhealthy) | None => {
                 tracing::warn!(endpoint, reason = exit.short(), "the handler's process has ended");
@@ -295,7 +297,10 @@ impl<'a> Watch<'a> {
         if self.stop_jobs(now) {
             self.end(Why::StopJob);
         }
-        if !self.contacted && self.ending.is_none() && now >= self.process.started + self.place.settings.start_timeout {
+        if !self.contacted
+            && self.ending.is_none()
+            && now >= self.process.started + self.place.settings.start_timeout
+        {
             self.end(Why::StartTimeout);
         }
         if let Some(ending) = &mut self.ending
@@ -383,8 +388,12 @@ impl<'a> Watch<'a> {
             let Some(running) = state.jobs.get(&job) else { continue };
             let end = match (running.stop, taken, self.ending.as_ref().map(|ending| ending.why)) {
                 (Stop::Wanted | Stop::Told(_), ..) => End::Stopped,
-                (Stop::No, false, _) => End::HandBack { reason: "the handler's process ended before it took the job" },
-                (Stop::No, true, Some(Why::Shutdown)) => End::HandBack { reason: "the worker is shutting down" },
+                (Stop::No, false, _) => {
+                    End::HandBack { reason: "the handler's process ended before it took the job" }
+                }
+                (Stop::No, true, Some(Why::Shutdown)) => {
+                    End::HandBack { reason: "the worker is shutting down" }
+                }
                 (Stop::No, true, Some(Why::StopJob)) => {
                     End::HandBack { reason: "another job of the same process had to be stopped" }
                 }
