@@ -4,6 +4,7 @@
 //! refused by [`crate::deliveries::record_outcomes`].
 
 use sea_orm::{ConnectionTrait, Value};
+use sha2::{Digest as _, Sha256};
 
 pub use crate::deliveries::Claim;
 use crate::{
@@ -31,7 +32,7 @@ pub struct Lease {
 pub async fn leases<C: ConnectionTrait>(conn: &C) -> Result<Vec<Lease>, StoreError> {
     let rows = sql::query(
         conn,
-        "SELECT partition, owner, epoch, expires_at_ms FROM partition_leases ORDER BY partition",
+        "SELECT partition, owner, epoch, expires_at_ms FROM partition_leases WHERE partition >= 0 ORDER BY partition",
         [],
     )
     .await?;
@@ -145,4 +146,84 @@ pub async fn release(tx: &WriteTx, me: &str, claim: Claim) -> Result<(), StoreEr
     )
     .await
     .map(drop)
+}
+
+/// What a dispatcher learns when it renews.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// The caller's claims that still hold.
+    pub held: Vec<Claim>,
+    /// Partitions that somebody holds, the caller included.
+    pub taken: Vec<u16>,
+    /// Dispatchers that live, the caller included.
+    pub members: usize,
+}
+
+/// Renews the caller's leases and shows that it lives, in one command. Members are rows with negative numbers: they
+/// share the table and its clock, and no partition has such a number.
+///
+/// # Errors
+/// The database's.
+pub async fn keep_alive(
+    tx: &WriteTx,
+    me: &str,
+    claims: &[Claim],
+    lease_ms: u64,
+) -> Result<Membership, StoreError> {
+    let now_ms = tx.now_ms();
+    sql::execute(
+        tx.conn(),
+        "INSERT INTO partition_leases (partition, owner, epoch, expires_at_ms) VALUES ($1, $2, 0, $3) \
+         ON CONFLICT (partition) DO UPDATE SET owner = excluded.owner, expires_at_ms = excluded.expires_at_ms",
+        [
+            Value::from(member_number(me)),
+            Value::from(me),
+            Value::from(now_ms.saturating_add_unsigned(lease_ms)),
+        ],
+    )
+    .await?;
+    sql::execute(
+        tx.conn(),
+        "DELETE FROM partition_leases WHERE partition < 0 AND expires_at_ms < $1",
+        [Value::from(now_ms)],
+    )
+    .await?;
+    let held = renew(tx, me, claims, lease_ms).await?;
+    let rows = sql::query(
+        tx.conn(),
+        "SELECT partition FROM partition_leases WHERE expires_at_ms > $1 AND owner <> ''",
+        [Value::from(now_ms)],
+    )
+    .await?;
+    let mut membership = Membership { held, ..Membership::default() };
+    for row in &rows {
+        match u16::try_from(row.try_get_by_index::<i64>(0)?) {
+            Ok(partition) => membership.taken.push(partition),
+            Err(_) => membership.members += 1,
+        }
+    }
+    Ok(membership)
+}
+
+/// Says that the caller lives no more, so that the others take its share at once.
+///
+/// # Errors
+/// The database's.
+pub async fn depart(tx: &WriteTx, me: &str) -> Result<(), StoreError> {
+    sql::execute(
+        tx.conn(),
+        "DELETE FROM partition_leases WHERE partition = $1 AND owner = $2",
+        [Value::from(member_number(me)), Value::from(me)],
+    )
+    .await
+    .map(drop)
+}
+
+/// A negative number made from the name, which is random: two members have the same one about never, and then they
+/// count as one.
+fn member_number(me: &str) -> i64 {
+    let hash = Sha256::digest(me.as_bytes());
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&hash[..8]);
+    -1 - (i64::from_be_bytes(bytes) & i64::MAX >> 1)
 }

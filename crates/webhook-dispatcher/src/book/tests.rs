@@ -1,0 +1,449 @@
+//! The rules of the book, one by one and at random.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use ringback_domain::webhook::response::TransportFault;
+use ringback_domain::webhook::schedule::SlowDown;
+
+use super::*;
+
+const NOW: i64 = 1_800_000_000_000;
+
+fn limits() -> BookLimits {
+    BookLimits {
+        gates: GateLimits { in_flight: 100, target: 8, host: 32, quota: 100 },
+        held: 400,
+        bytes: 1 << 20,
+        profile: Profile::Standard,
+        retry_after_cap_ms: 3_600_000,
+    }
+}
+
+fn owed(owner: u128, seq: u32, terminal: bool, gate: u64) -> Owed {
+    Owed {
+        key: ChainKey { owner: Uuid::from_u128(owner), target: 0 },
+        seq,
+        project: 1,
+        terminal,
+        event: 0,
+        url: "https://x.example/".into(),
+        body: v1::BodyParts::default(),
+        traceparent: String::new(),
+        created_at_ms: NOW,
+        gate,
+        host: gate / 10,
+    }
+}
+
+fn announce(book: &mut Book, owed: Owed) -> Offer {
+    book.offer(Offered { owed, attempts: 0, due_at_ms: NOW, source: Source::Announced { run: 1 } }, NOW)
+}
+
+fn read(book: &mut Book, owed: Owed, attempts: u32, due_at_ms: i64) -> Offer {
+    book.offer(Offered { owed, attempts, due_at_ms, source: Source::Read }, NOW)
+}
+
+fn tried(verdict: Verdict) -> Tried {
+    let flow = match verdict {
+        Verdict::Delivered => Flow::Good,
+        Verdict::Retry(Reason::Transport(_), _) => Flow::Dead,
+        Verdict::Retry(..) | Verdict::Dead(_) => Flow::Bad,
+    };
+    Tried {
+        verdict,
+        flow,
+        began_at_ms: NOW,
+        duration_ms: 1,
+        status: None,
+        detail: None,
+        address: None,
+        response: None,
+    }
+}
+
+fn good() -> Tried {
+    tried(Verdict::Delivered)
+}
+
+fn bad() -> Tried {
+    tried(Verdict::Retry(Reason::Status(500), SlowDown::No))
+}
+
+fn states(book: &mut Book) -> Vec<(u32, DeliveryState)> {
+    book.take_changes().iter().map(|c| (c.seq, c.state)).collect()
+}
+
+#[test]
+fn a_quick_job_tells_all_its_states_in_order() {
+    let mut book = Book::new(limits());
+    for (seq, terminal) in [(1, false), (2, false), (3, true)] {
+        assert_eq!(announce(&mut book, owed(1, seq, terminal, 1)), Offer::Taken);
+    }
+    for seq in 1..=3 {
+        let flight = book.begin(NOW).unwrap();
+        assert_eq!((flight.owed.seq, flight.n), (seq, 1));
+        assert!(book.begin(NOW).is_none(), "one at a time");
+        book.land(&flight.owed, good(), NOW, 0.0);
+    }
+    assert_eq!(
+        states(&mut book),
+        [(1, DeliveryState::Delivered), (2, DeliveryState::Delivered), (3, DeliveryState::Delivered)]
+    );
+    assert_eq!((book.held(), book.bytes), (0, 0));
+}
+
+#[test]
+fn a_notice_that_failed_does_not_hold_back_the_result() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 1, false, 1));
+    let flight = book.begin(NOW).unwrap();
+    announce(&mut book, owed(1, 2, false, 1));
+    announce(&mut book, owed(1, 3, true, 1));
+    book.land(&flight.owed, bad(), NOW, 0.0);
+    let changes = book.take_changes();
+    assert_eq!(
+        changes.iter().map(|c| (c.seq, c.state, c.attempts, c.failed.is_some())).collect::<Vec<_>>(),
+        [(1, DeliveryState::Superseded, 1, true), (2, DeliveryState::Superseded, 0, false)]
+    );
+    assert_eq!(book.begin(NOW).unwrap().owed.seq, 3, "at once");
+}
+
+#[test]
+fn a_result_that_comes_while_a_notice_waits_for_its_retry_supersedes_it() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 1, false, 1));
+    let flight = book.begin(NOW).unwrap();
+    book.land(&flight.owed, bad(), NOW, 0.0);
+    assert_eq!(states(&mut book), [(1, DeliveryState::Pending)]);
+    assert_eq!(book.next_wake_ms(), Some(NOW + 10_000));
+    announce(&mut book, owed(1, 2, true, 1));
+    assert_eq!(states(&mut book), [(1, DeliveryState::Superseded)]);
+    assert_eq!(book.begin(NOW).unwrap().owed.seq, 2);
+}
+
+#[test]
+fn a_terminal_delivery_is_retried_on_its_ladder_and_then_dies() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 2, true, 1));
+    let mut now = NOW;
+    for n in 1..=10 {
+        book.wake(now);
+        let Some(flight) = book.begin(now) else { panic!("try {n} is due") };
+        assert_eq!(flight.n, n);
+        book.land(&flight.owed, bad(), now, 0.0);
+        let change = book.take_changes().remove(0);
+        if n == 10 {
+            assert_eq!((change.state, change.attempts), (DeliveryState::Dead, 10));
+            break;
+        }
+        let next = change.next_attempt_at_ms.unwrap();
+        assert_eq!(next - now, i64::try_from(schedule::LADDER_MS[n as usize - 1]).unwrap());
+        book.recorded(&change, now);
+        if next - now > PARK_AFTER_MS {
+            assert_eq!(book.held(), 0, "long waits are spent in SQL");
+            read(&mut book, owed(1, 2, true, 1), n, next);
+        }
+        now = next;
+    }
+    assert_eq!(book.held(), 0);
+}
+
+#[test]
+fn gone_ends_everything_for_that_target_and_nothing_else() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 1, false, 1));
+    let flight = book.begin(NOW).unwrap();
+    announce(&mut book, owed(1, 2, true, 1));
+    announce(&mut book, owed(2, 1, true, 1));
+    book.land(&flight.owed, tried(Verdict::Dead(Reason::Gone)), NOW, 0.0);
+    assert_eq!(states(&mut book), [(1, DeliveryState::Dead), (2, DeliveryState::Dead)]);
+    assert_eq!(announce(&mut book, owed(1, 3, false, 1)), Offer::Taken);
+    assert_eq!(states(&mut book), [(3, DeliveryState::Dead)]);
+    assert_eq!(book.begin(NOW).unwrap().owed.key.owner, Uuid::from_u128(2));
+}
+
+#[test]
+fn repeated_announcements_and_rows_on_their_way_are_known() {
+    let mut book = Book::new(limits());
+    assert_eq!(announce(&mut book, owed(1, 1, false, 1)), Offer::Taken);
+    assert_eq!(announce(&mut book, owed(1, 1, false, 1)), Offer::Known);
+    let flight = book.begin(NOW).unwrap();
+    assert_eq!(read(&mut book, owed(1, 1, false, 1), 0, NOW), Offer::Known);
+    book.land(&flight.owed, good(), NOW, 0.0);
+    // The outcome is not in SQL yet, so a sweep still finds it pending.
+    assert_eq!(read(&mut book, owed(1, 1, false, 1), 0, NOW), Offer::Known);
+    assert!(book.begin(NOW).is_none());
+}
+
+#[test]
+fn a_gap_in_the_numbers_is_looked_up_before_the_chain_goes_on() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 2, false, 1));
+    announce(&mut book, owed(1, 3, true, 1));
+    assert!(book.begin(NOW).is_none());
+    let asked = book.take_checks();
+    assert_eq!(asked, [Uuid::from_u128(1)]);
+    read(&mut book, owed(1, 1, false, 1), 0, NOW);
+    assert!(book.begin(NOW).is_none(), "only after the answer is complete");
+    book.checked(&asked, NOW);
+    for seq in 1..=3 {
+        let flight = book.begin(NOW).unwrap();
+        assert_eq!(flight.owed.seq, seq);
+        book.land(&flight.owed, good(), NOW, 0.0);
+    }
+}
+
+#[test]
+fn ends_alone_need_no_look_up_in_the_first_run_only() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 7, true, 1));
+    assert_eq!(book.begin(NOW).unwrap().owed.seq, 7);
+    let second = Offered {
+        owed: owed(2, 7, true, 1),
+        attempts: 0,
+        due_at_ms: NOW,
+        source: Source::Announced { run: 2 },
+    };
+    book.offer(second, NOW);
+    assert!(book.begin(NOW).is_none());
+    assert_eq!(book.take_checks(), [Uuid::from_u128(2)]);
+}
+
+#[test]
+fn a_notice_that_arrives_after_the_end_was_told_is_superseded() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 2, true, 1));
+    let flight = book.begin(NOW).unwrap();
+    assert_eq!(read(&mut book, owed(1, 1, false, 1), 0, NOW), Offer::Taken);
+    book.land(&flight.owed, good(), NOW, 0.0);
+    assert_eq!(states(&mut book), [(2, DeliveryState::Delivered), (1, DeliveryState::Superseded)]);
+    announce(&mut book, owed(2, 2, true, 1));
+    let flight = book.begin(NOW).unwrap();
+    book.land(&flight.owed, good(), NOW, 0.0);
+    announce(&mut book, owed(2, 1, false, 1));
+    assert_eq!(states(&mut book), [(2, DeliveryState::Delivered), (1, DeliveryState::Superseded)]);
+    assert_eq!(book.held(), 0);
+}
+
+#[test]
+fn the_end_of_a_second_run_waits_for_the_end_of_the_first() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 3, true, 1));
+    let flight = book.begin(NOW).unwrap();
+    announce(&mut book, owed(1, 4, false, 1));
+    book.land(&flight.owed, bad(), NOW, 0.0);
+    announce(&mut book, owed(1, 5, false, 1));
+    announce(&mut book, owed(1, 6, true, 1));
+    assert_eq!(
+        states(&mut book),
+        [(3, DeliveryState::Pending), (4, DeliveryState::Superseded), (5, DeliveryState::Superseded)]
+    );
+    assert!(book.begin(NOW).is_none());
+    book.wake(NOW + 10_000);
+    for seq in [3, 6] {
+        let flight = book.begin(NOW + 10_000).unwrap();
+        assert_eq!(flight.owed.seq, seq);
+        book.land(&flight.owed, good(), NOW + 10_000, 0.0);
+    }
+}
+
+#[test]
+fn a_dead_target_keeps_few_places_and_the_others_go_on() {
+    let mut book = Book::new(limits());
+    for n in 0..100 {
+        announce(&mut book, owed(n, 1, true, 1));
+    }
+    assert_eq!(announce(&mut book, owed(999, 1, true, 1)), Offer::Deferred);
+    let mut now = NOW;
+    for _ in 0..40 {
+        while let Some(flight) = book.begin(now) {
+            let timeout = Verdict::Retry(Reason::Transport(TransportFault::Timeout), SlowDown::No);
+            book.land(&flight.owed, tried(timeout), now, 0.0);
+        }
+        now += 5;
+        book.wake(now);
+    }
+    assert!(book.held() <= 33, "{}", book.held());
+    for n in 1_000..1_100 {
+        assert_eq!(announce(&mut book, owed(n, 1, true, 900)), Offer::Taken);
+    }
+    let mut flying = Vec::new();
+    while let Some(flight) = book.begin(now) {
+        assert_eq!(flight.owed.gate, 900);
+        flying.push(flight);
+    }
+    assert_eq!(flying.len(), 8, "the cap of one target");
+    for flight in flying {
+        book.land(&flight.owed, good(), now, 0.0);
+    }
+    assert!(!book.take_refill());
+}
+
+#[test]
+fn a_target_that_recovers_asks_for_what_was_left_in_sql() {
+    let mut book = Book::new(limits());
+    for n in 0..=100 {
+        announce(&mut book, owed(n, 1, true, 1));
+    }
+    while let Some(flight) = book.begin(NOW) {
+        book.land(&flight.owed, good(), NOW, 0.0);
+    }
+    assert!(book.take_refill());
+    assert!(!book.take_refill());
+}
+
+#[test]
+fn turns_are_fair_between_targets() {
+    let mut book = Book::new(BookLimits {
+        gates: GateLimits { in_flight: 4, target: 4, host: 4, quota: 100 },
+        ..limits()
+    });
+    for n in 0..50 {
+        announce(&mut book, owed(n, 1, true, 10));
+    }
+    announce(&mut book, owed(100, 1, true, 20));
+    let first: Vec<u64> = (0..2).map(|_| book.begin(NOW).unwrap().owed.gate).collect();
+    assert_eq!(first, [10, 20]);
+}
+
+#[test]
+fn one_host_cannot_take_all_places() {
+    let mut book = Book::new(limits());
+    for n in 0..64 {
+        // Every delivery has a path of its own on one host.
+        announce(&mut book, owed(n, 1, true, 100 + u64::try_from(n % 10).unwrap()));
+    }
+    let mut flying = Vec::new();
+    while let Some(flight) = book.begin(NOW) {
+        flying.push(flight);
+    }
+    assert_eq!(flying.len(), 32);
+    for flight in flying {
+        book.land(&flight.owed, good(), NOW, 0.0);
+    }
+    let mut rest = 0;
+    while let Some(flight) = book.begin(NOW) {
+        book.land(&flight.owed, good(), NOW, 0.0);
+        rest += 1;
+    }
+    assert_eq!(rest, 32, "the blocked ones had their turn");
+}
+
+#[test]
+fn memory_is_bounded() {
+    let mut book = Book::new(BookLimits { held: 10, ..limits() });
+    for n in 0..10 {
+        assert_eq!(announce(&mut book, owed(n, 1, true, 1)), Offer::Taken);
+    }
+    assert_eq!(announce(&mut book, owed(11, 1, true, 1)), Offer::Full);
+    assert_eq!(announce(&mut book, owed(9, 2, false, 1)), Offer::Taken, "a chain takes all of its own");
+    assert!(!book.has_room());
+}
+
+#[test]
+fn what_could_not_begin_is_no_try() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 1, true, 1));
+    let flight = book.begin(NOW).unwrap();
+    book.postpone(&flight.owed, 1_000, NOW);
+    assert!(book.begin(NOW).is_none());
+    book.wake(NOW + 1_000);
+    assert_eq!(book.begin(NOW + 1_000).unwrap().n, 1);
+    assert!(book.take_changes().is_empty());
+}
+
+/// What the random test lets happen to a flight.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Good,
+    Bad,
+    Postponed,
+}
+
+proptest! {
+    /// Whatever order announcements come in, however tries end: every delivery ends exactly once, no chain has two
+    /// in flight, numbers of a chain never go back, and an end of a job is never superseded.
+    #[test]
+    fn every_delivery_ends_once_and_in_order(
+        order in Just((1..=5_u32).flat_map(|seq| (0..6_u128).map(move |job| (job, seq))).collect::<Vec<_>>())
+            .prop_shuffle(),
+        fates in proptest::collection::vec(
+            prop_oneof![3 => Just(Fate::Good), 2 => Just(Fate::Bad), 1 => Just(Fate::Postponed)], 1..60),
+        batch in 1..8_usize,
+    ) {
+        let terminal = |seq: u32| seq == 3 || seq == 5;
+        let mut book = Book::new(BookLimits { held: 12, ..limits() });
+        // At least one try in each turn of the wheel gets through.
+        let mut fates = fates.into_iter().chain([Fate::Good]).collect::<Vec<_>>().into_iter().cycle();
+        let mut ended: BTreeMap<(Uuid, u32), DeliveryState> = BTreeMap::new();
+        let mut pending: BTreeMap<(u128, u32), (u32, i64)> =
+            order.iter().map(|&(job, seq)| ((job, seq), (0, NOW))).collect();
+        let mut delivered_up_to: BTreeMap<Uuid, u32> = BTreeMap::new();
+        let mut flying: Vec<Flight> = Vec::new();
+        let mut now = NOW;
+        let mut announcements = order.into_iter();
+        let mut log: Vec<String> = Vec::new();
+        for round in 0.. {
+            prop_assert!(round < 3_000, "it never ends: {pending:?}");
+            for (job, seq) in announcements.by_ref().take(batch) {
+                let run = if seq > 3 { 2 } else { 1 };
+                let owed = owed(job, seq, terminal(seq), u64::try_from(job).unwrap());
+                book.offer(
+                    Offered { owed, attempts: 0, due_at_ms: NOW, source: Source::Announced { run } }, now);
+            }
+            let mut read: Vec<Uuid> = book.take_checks();
+            if round % 7 == 6 && book.has_room() {
+                read.extend((0..6).map(Uuid::from_u128));
+            }
+            for &owner in &read {
+                for (&(job, seq), &(attempts, due_at_ms)) in &pending {
+                    // A job is read with all of its deliveries, also those that are due later.
+                    if Uuid::from_u128(job) == owner {
+                        let owed = owed(job, seq, terminal(seq), u64::try_from(job).unwrap());
+                        book.offer(Offered { owed, attempts, due_at_ms, source: Source::Read }, now);
+                    }
+                }
+            }
+            book.checked(&read, now);
+            book.wake(now);
+            while let Some(flight) = book.begin(now) {
+                log.push(format!("{round} {} {} flies", flight.owed.key.owner, flight.owed.seq));
+                prop_assert!(flying.iter().all(|f| f.owed.key != flight.owed.key), "two of a chain");
+                flying.push(flight);
+            }
+            if let Some(flight) = (!flying.is_empty()).then(|| flying.remove(round % flying.len())) {
+                match fates.next().unwrap_or(Fate::Good) {
+                    Fate::Good => {
+                        let last = delivered_up_to.entry(flight.owed.key.owner).or_default();
+                        prop_assert!(flight.owed.seq > *last, "{} went back to {}: {log:#?}", flight.owed.key.owner, flight.owed.seq);
+                        *last = flight.owed.seq;
+                        book.land(&flight.owed, good(), now, 0.5);
+                    }
+                    Fate::Bad => book.land(&flight.owed, bad(), now, 0.5),
+                    Fate::Postponed => book.postpone(&flight.owed, 10, now),
+                }
+            }
+            for change in book.take_changes() {
+                log.push(format!("{round} {} {} {:?}", change.key.owner, change.seq, change.state));
+                let key = (change.key.owner.as_u128(), change.seq);
+                if change.state == DeliveryState::Pending {
+                    pending.insert(key, (change.attempts, change.next_attempt_at_ms.unwrap_or(now)));
+                } else {
+                    prop_assert!(change.state != DeliveryState::Superseded || !terminal(change.seq));
+                    prop_assert!(pending.remove(&key).is_some(), "ended twice: {change:?}");
+                    ended.insert((change.key.owner, change.seq), change.state);
+                }
+                book.recorded(&change, now);
+            }
+            if pending.is_empty() {
+                break;
+            }
+            if flying.is_empty() {
+                now = book.next_wake_ms().unwrap_or(now + 60_000).max(now + 1);
+            }
+        }
+        prop_assert_eq!(ended.len(), 30);
+        prop_assert_eq!((book.held(), book.bytes, book.in_flight()), (0, 0, 0));
+    }
+}

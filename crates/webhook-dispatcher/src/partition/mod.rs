@@ -1,0 +1,370 @@
+//! One owned partition: its announcements, its pages from SQL, its flights, its outcomes.
+
+mod reader;
+mod recorder;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use ringback_bus::{Announcement, Announcements, BusError, GapTracker, Seen};
+use ringback_contracts::{Message as _, v1};
+use ringback_domain::webhook::response::Verdict;
+use ringback_service_runtime::time::now_ms;
+use ringback_store::deliveries::{Claim, DeliveryState};
+use tokio::sync::watch;
+use tokio::time::{Sleep, sleep_until};
+
+use self::reader::{Page, Reader};
+use self::recorder::Recorder;
+use crate::book::{Book, Change, Flight, Offer, Offered, Source};
+use crate::send::{Landing, fly};
+use crate::shared::Shared;
+
+/// A try that could not begin comes back after this time.
+const POSTPONE_MS: i64 = 1_000;
+/// Outcomes on their way to SQL beyond which no further try begins: they are what a crash would repeat.
+const UNRECORDED: usize = 4_096;
+/// Events of one kind worked off before the others are looked at.
+const BURST: usize = 64;
+/// The loop looks around at least this often.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the owner of the lease says to its partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// No try begins after this moment.
+    pub valid_until: Instant,
+    /// What to do.
+    pub order: Order,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Work.
+    Own,
+    /// Begin nothing more, end what flies, write it down, return.
+    HandOver,
+    /// Somebody else owns it: drop everything.
+    Lost,
+}
+
+/// How a partition ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Everything is written down: the lease may be given back.
+    HandedOver,
+    /// The lease was lost.
+    Lost,
+}
+
+type Flights = FuturesUnordered<BoxFuture<'static, (Flight, Landing)>>;
+
+/// A partition at work.
+pub(crate) struct Partition {
+    shared: Arc<Shared>,
+    claim: Claim,
+    lease: watch::Receiver<Lease>,
+    book: Book,
+    flights: Flights,
+    gaps: GapTracker,
+    reader: Reader,
+    recorder: Recorder,
+}
+
+enum Event {
+    Lease,
+    News(Announcement),
+    Landed(Flight, Landing),
+    Page(Result<Page, ringback_store::StoreError>),
+    Recorded(Result<ringback_store::deliveries::Recorded, ringback_store::StoreError>),
+    Reconnected,
+    Tick,
+}
+
+impl Partition {
+    pub(crate) fn new(shared: Arc<Shared>, claim: Claim, lease: watch::Receiver<Lease>) -> Self {
+        let book = Book::new(shared.settings.book);
+        let reader = Reader::new(shared.store.clone(), claim.partition);
+        let recorder = Recorder::new(shared.store.clone(), claim);
+        Self {
+            shared,
+            claim,
+            lease,
+            book,
+            flights: FuturesUnordered::new(),
+            gaps: GapTracker::new(),
+            reader,
+            recorder,
+        }
+    }
+
+    /// Works until the lease says otherwise.
+    ///
+    /// # Errors
+    /// The announcements cannot be subscribed to; the lease is given back and taken anew.
+    pub(crate) async fn run(mut self) -> Result<Ended, BusError> {
+        // Subscribed first, read afterwards: nothing falls in between.
+        let mut news = self.shared.bus.subscribe_deliveries(self.claim.partition).await?;
+        let mut connectivity = self.shared.bus.connectivity();
+        let mut epoch = connectivity.borrow_and_update().epoch;
+        self.reader.want_round();
+        let mut timer = Box::pin(sleep_until((Instant::now() + IDLE).into()));
+        // Both stay open as long as the process has its connection.
+        let (mut listening, mut watching) = (true, true);
+        loop {
+            let order = self.lease.borrow().order;
+            match order {
+                Order::Lost => return Ok(Ended::Lost),
+                Order::HandOver if self.flights.is_empty() && self.recorder.is_idle() => {
+                    return Ok(Ended::HandedOver);
+                }
+                Order::HandOver | Order::Own => {}
+            }
+            self.go_on(order);
+            self.set(&mut timer);
+            let event = tokio::select! {
+                changed = self.lease.changed() => match changed {
+                    Ok(()) => Event::Lease,
+                    // The owner of the lease is gone, and with it whoever would renew it.
+                    Err(_) => return Ok(Ended::Lost),
+                },
+                Some((flight, landing)) = self.flights.next(), if !self.flights.is_empty() => {
+                    Event::Landed(flight, landing)
+                }
+                result = self.recorder.done() => Event::Recorded(result),
+                page = self.reader.done() => Event::Page(page),
+                message = news.next(), if listening => match message {
+                    Some(message) => Event::News(message),
+                    None => {
+                        // Closed for good; what follows is found by sweeps.
+                        listening = false;
+                        Event::Tick
+                    }
+                },
+                changed = connectivity.changed(), if watching => {
+                    watching = changed.is_ok();
+                    let now = connectivity.borrow_and_update().epoch;
+                    let again = now != epoch;
+                    epoch = now;
+                    if again { Event::Reconnected } else { Event::Tick }
+                }
+                () = &mut timer => Event::Tick,
+            };
+            if self.handle(event, &mut news) == Some(Ended::Lost) {
+                self.shared.meters.partition_lost();
+                return Ok(Ended::Lost);
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event, news: &mut Announcements) -> Option<Ended> {
+        match event {
+            Event::Lease | Event::Tick => {}
+            Event::Reconnected => self.reader.want_round(),
+            Event::News(message) => {
+                self.announced(&message);
+                for _ in 0..BURST {
+                    let Some(Some(message)) = news.next().now_or_never() else { break };
+                    self.announced(&message);
+                }
+            }
+            Event::Landed(flight, landing) => {
+                self.landed(&flight, landing);
+                for _ in 0..BURST {
+                    let Some(Some((flight, landing))) = self.flights.next().now_or_never() else { break };
+                    self.landed(&flight, landing);
+                }
+            }
+            Event::Page(Ok(page)) => self.read(page),
+            Event::Page(Err(error)) => {
+                tracing::warn!(partition = self.claim.partition, %error, "pending deliveries cannot be read");
+            }
+            Event::Recorded(result) => return self.recorded(result),
+        }
+        None
+    }
+
+    /// Starts whatever may start now.
+    fn go_on(&mut self, order: Order) {
+        let now = now_ms();
+        self.book.wake(now);
+        self.reader.want_checks(self.book.take_checks());
+        if self.book.take_refill() {
+            self.reader.want_refill();
+        }
+        self.write_down();
+        if self.may_begin() {
+            while self.recorder.waiting() < UNRECORDED
+                && let Some(flight) = self.book.begin(now)
+            {
+                self.flights.push(fly(Arc::clone(&self.shared), flight).boxed());
+            }
+            if self.reader.sweep_is_due() {
+                self.shared.meters.holds(self.claim.partition, self.book.held(), self.book.in_flight());
+            }
+            self.reader.start(self.book.has_room(), now);
+        }
+        self.recorder.start(order != Order::Own);
+    }
+
+    /// Whether the lease allows new tries and reads.
+    fn may_begin(&self) -> bool {
+        let lease = self.lease.borrow();
+        lease.order == Order::Own && Instant::now() < lease.valid_until
+    }
+
+    fn write_down(&mut self) {
+        for change in self.book.take_changes() {
+            self.shared.meters.changed(&change);
+            tell(&change);
+            self.recorder.push(change);
+        }
+    }
+
+    fn set(&self, timer: &mut std::pin::Pin<Box<Sleep>>) {
+        let now = Instant::now();
+        let mut next = now + IDLE;
+        if let Some(at_ms) = self.book.next_wake_ms() {
+            let wait = u64::try_from(at_ms - now_ms()).unwrap_or(0);
+            next = next.min(now + Duration::from_millis(wait.max(1)));
+        }
+        // Without a valid lease nothing is read: only its renewal wakes the loop then.
+        let read_at = self.may_begin().then(|| self.reader.due_at(self.book.has_room())).flatten();
+        for at in [self.recorder.due_at(), read_at].into_iter().flatten() {
+            next = next.min(at);
+        }
+        if timer.deadline().into_std() != next {
+            timer.as_mut().reset(next.into());
+        }
+    }
+
+    fn announced(&mut self, message: &Announcement) {
+        // A partition that is handed over takes nothing more; its next owner reads SQL.
+        if self.lease.borrow().order != Order::Own {
+            return;
+        }
+        let events = match v1::DeliveryEvents::decode(message.payload.clone()) {
+            Ok(events) => events,
+            Err(error) => {
+                tracing::warn!(partition = self.claim.partition, %error, "an announcement cannot be read");
+                self.reader.want_round();
+                return;
+            }
+        };
+        match self.gaps.observe(events.publisher, events.counter) {
+            Seen::InOrder => {}
+            Seen::Gap => {
+                self.shared.meters.announcement_missed();
+                self.reader.want_round();
+            }
+            Seen::Old => return,
+        }
+        let now = now_ms();
+        for delivery in events.deliveries {
+            let (run, created_at_ms) = (delivery.run, delivery.created_at_ms);
+            let Some(owed) = self.shared.owed(delivery, true) else {
+                tracing::warn!(partition = self.claim.partition, "an announced delivery cannot be read");
+                self.reader.want_round();
+                continue;
+            };
+            let source = Source::Announced { run };
+            let due_at_ms = created_at_ms.min(now);
+            match self.book.offer(Offered { owed, attempts: 0, due_at_ms, source }, now) {
+                Offer::Taken | Offer::Known | Offer::Deferred => {}
+                Offer::Full => self.reader.want_round(),
+            }
+        }
+    }
+
+    fn landed(&mut self, flight: &Flight, landing: Landing) {
+        let now = now_ms();
+        match landing {
+            Landing::Tried(tried) => {
+                if let Verdict::Retry(reason, _) | Verdict::Dead(reason) = tried.verdict {
+                    tracing::debug!(
+                        owner = %flight.owed.key.owner, seq = flight.owed.seq, attempt = flight.n, %reason,
+                        "webhook not delivered"
+                    );
+                }
+                self.book.land(&flight.owed, tried, now, rand::random::<f64>());
+            }
+            Landing::NotBegun(why) => {
+                tracing::warn!(owner = %flight.owed.key.owner, seq = flight.owed.seq, why, "webhook not sent yet");
+                self.book.postpone(&flight.owed, POSTPONE_MS, now);
+            }
+        }
+    }
+
+    /// Takes what was read: first what has ended, because it decides what may still be sent.
+    fn read(&mut self, page: Page) {
+        let now = now_ms();
+        for row in page.stored.iter().filter(|row| row.state != DeliveryState::Pending) {
+            if let Some(key) = reader::key_of(row) {
+                self.book.note_settled(key, row.delivery.seq, row.delivery.terminal);
+                if row.state == DeliveryState::Dead && row.last_status == Some(410) {
+                    self.book.note_gone(key);
+                }
+            }
+        }
+        let (mut taken, mut full) = (0, false);
+        for row in page.stored {
+            if row.state != DeliveryState::Pending {
+                continue;
+            }
+            let due_at_ms = row.next_attempt_at_ms.unwrap_or(now);
+            let Some(owed) = self.shared.owed(row.delivery, false) else {
+                tracing::error!(partition = self.claim.partition, "a stored delivery cannot be read");
+                continue;
+            };
+            let offered = Offered { owed, attempts: row.attempts, due_at_ms, source: Source::Read };
+            match self.book.offer(offered, now) {
+                Offer::Taken => taken += 1,
+                Offer::Known | Offer::Deferred => {}
+                Offer::Full => full = true,
+            }
+        }
+        self.book.checked(&page.checked, now);
+        self.reader.finish(page.cursor, taken, full);
+    }
+
+    fn recorded(
+        &mut self,
+        result: Result<ringback_store::deliveries::Recorded, ringback_store::StoreError>,
+    ) -> Option<Ended> {
+        match result {
+            Ok(recorded) if recorded.lost.is_empty() => {
+                let now = now_ms();
+                let written = self.recorder.written();
+                self.shared.meters.recorded(written.len());
+                for change in &written {
+                    self.book.recorded(change, now);
+                }
+                None
+            }
+            Ok(_) => {
+                tracing::warn!(
+                    partition = self.claim.partition,
+                    "the partition belongs to another dispatcher now"
+                );
+                Some(Ended::Lost)
+            }
+            Err(error) => {
+                self.recorder.failed(&error);
+                None
+            }
+        }
+    }
+}
+
+/// Ends that somebody may look for are logged; successes are not.
+fn tell(change: &Change) {
+    if change.state == DeliveryState::Dead {
+        tracing::info!(
+            owner = %change.key.owner, seq = change.seq, target = change.key.target, attempts = change.attempts,
+            error = change.last_error.as_deref().unwrap_or_default(), "webhook given up"
+        );
+    }
+}

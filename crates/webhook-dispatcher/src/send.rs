@@ -1,0 +1,173 @@
+//! One try: sign, POST, judge.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use ringback_domain::ProjectId;
+use ringback_domain::webhook::response::{Reason, TransportFault, Verdict, judge_fault, judge_status};
+use ringback_domain::webhook::signature::{ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, sign};
+use ringback_domain::webhook::{message_id, url::UrlError};
+use ringback_egress::{Answer, EgressError, Post};
+use ringback_service_runtime::blobs::BlobError;
+use ringback_service_runtime::time::now_ms;
+use ringback_service_runtime::{fault, trace_context};
+use ringback_store::deliveries::event_name;
+use tracing::Instrument as _;
+
+use crate::book::{Flight, Flow, Tried};
+use crate::shared::Shared;
+
+const SEQUENCE: HeaderName = HeaderName::from_static("webhook-sequence");
+const ID: HeaderName = HeaderName::from_static(ID_HEADER);
+const TIMESTAMP: HeaderName = HeaderName::from_static(TIMESTAMP_HEADER);
+const SIGNATURE: HeaderName = HeaderName::from_static(SIGNATURE_HEADER);
+const TRACEPARENT: HeaderName = HeaderName::from_static(trace_context::TRACEPARENT);
+const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("Ringback/", env!("CARGO_PKG_VERSION")));
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// How a flight came back.
+pub(crate) enum Landing {
+    /// The receiver, or the way to it, said something.
+    Tried(Tried),
+    /// Something of ours was not there: no try was made.
+    NotBegun(String),
+}
+
+/// Makes one try.
+pub(crate) async fn fly(shared: Arc<Shared>, flight: Flight) -> (Flight, Landing) {
+    let span = tracing::info_span!(
+        "webhook.post",
+        otel.kind = "client",
+        owner = %flight.owed.key.owner,
+        event = event_name(flight.owed.event),
+        seq = flight.owed.seq,
+        attempt = flight.n,
+    );
+    trace_context::set_parent(&span, Some(flight.owed.traceparent.as_str()));
+    let landing = try_once(&shared, &flight, &span).instrument(span.clone()).await;
+    (flight, landing)
+}
+
+async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Landing {
+    let owed = &*flight.owed;
+    let url = match shared.client.check(&owed.url) {
+        Ok(url) => url,
+        // It was accepted under other rules.
+        Err(error) => return Landing::Tried(refused(&error)),
+    };
+    let keys = match shared.keyring.keys(ProjectId(owed.project)).await {
+        Ok(keys) => keys,
+        Err(error) => return Landing::NotBegun(format!("webhook secrets: {error}")),
+    };
+    let body = match shared.bodies.whole(&owed.body).await {
+        Ok(body) => body,
+        Err(error @ BlobError::Transient(_)) => return Landing::NotBegun(error.to_string()),
+        Err(error) => return Landing::Tried(without_body(&error)),
+    };
+    fault::point("dispatcher.post.before");
+    let (began, began_at_ms) = (Instant::now(), now_ms());
+    let id = message_id(owed.key.owner, u64::from(owed.seq), owed.key.target);
+    // Stamped just before sending: receivers allow five minutes.
+    let timestamp_s = began_at_ms / 1000;
+    let signature = sign(&keys, &id, timestamp_s, &body.bytes);
+    let traceparent = trace_context::traceparent_of(span);
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(header::CONTENT_TYPE, JSON);
+    headers.insert(header::USER_AGENT, USER_AGENT);
+    headers.insert(TIMESTAMP, HeaderValue::from(timestamp_s));
+    headers.insert(SEQUENCE, HeaderValue::from(owed.seq));
+    for (name, value) in [
+        (ID, Some(id.as_str())),
+        (SIGNATURE, Some(signature.as_str())),
+        (TRACEPARENT, traceparent.as_deref().or_else(|| trace_context::valid(&owed.traceparent))),
+    ] {
+        // All of these are plain ASCII made by us.
+        if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    let answer = shared.client.post(Post { url, headers, body: body.bytes.clone() }).await;
+    fault::point("dispatcher.post.after");
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let tried = judge(shared, answer, began_at_ms, duration_ms);
+    shared.meters.tried(&tried.verdict, duration_ms);
+    Landing::Tried(tried)
+}
+
+fn judge(shared: &Shared, answer: Result<Answer, EgressError>, began_at_ms: i64, duration_ms: u64) -> Tried {
+    let mut tried = Tried {
+        verdict: Verdict::Delivered,
+        flow: Flow::Good,
+        began_at_ms,
+        duration_ms,
+        status: None,
+        detail: None,
+        address: None,
+        response: None,
+    };
+    match answer {
+        Ok(answer) => {
+            let now_s = (now_ms() / 1000).max(0).cast_unsigned();
+            tried.verdict =
+                judge_status(shared.settings.profile, answer.status, answer.retry_after.as_deref(), now_s);
+            tried.status = Some(answer.status);
+            if tried.verdict != Verdict::Delivered {
+                tried.flow = Flow::Bad;
+                tried.address = answer.remote.map(|address| address.to_string());
+                tried.response = Some(answer.body.to_vec());
+            }
+        }
+        Err(error) => {
+            let fault = error.fault();
+            tried.verdict = judge_fault(fault);
+            tried.flow = flow_of(fault);
+            tried.detail = Some(error.to_string());
+        }
+    }
+    tried
+}
+
+/// Only what the network said counts against a host.
+fn flow_of(fault: TransportFault) -> Flow {
+    match fault {
+        TransportFault::Dns
+        | TransportFault::Tls
+        | TransportFault::Connect
+        | TransportFault::Timeout
+        | TransportFault::Closed
+        | TransportFault::Protocol => Flow::Dead,
+        TransportFault::Blocked | TransportFault::Url | TransportFault::Body => Flow::Neutral,
+    }
+}
+
+fn refused(error: &UrlError) -> Tried {
+    let fault = match error {
+        UrlError::Address { .. } => TransportFault::Blocked,
+        UrlError::TooLong(_)
+        | UrlError::BadCharacter
+        | UrlError::Malformed(_)
+        | UrlError::Scheme(_)
+        | UrlError::NoHost
+        | UrlError::Port(_) => TransportFault::Url,
+    };
+    ours(fault, error.to_string())
+}
+
+fn without_body(error: &BlobError) -> Tried {
+    ours(TransportFault::Body, error.to_string())
+}
+
+fn ours(fault: TransportFault, detail: String) -> Tried {
+    debug_assert!(matches!(judge_fault(fault), Verdict::Retry(Reason::Transport(_), _)));
+    Tried {
+        verdict: judge_fault(fault),
+        flow: Flow::Neutral,
+        began_at_ms: now_ms(),
+        duration_ms: 0,
+        status: None,
+        detail: Some(detail),
+        address: None,
+        response: None,
+    }
+}
