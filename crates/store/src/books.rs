@@ -28,7 +28,7 @@ impl Window {
 }
 
 /// The lowest id of a moment: 48 bits of time in front, zeros behind.
-fn key(ms: u64) -> Value {
+pub(crate) fn key(ms: u64) -> Value {
     let mut bytes = [0; 16];
     bytes[..6].copy_from_slice(&ms.to_be_bytes()[2..]);
     sql::id(&bytes)

@@ -20,6 +20,8 @@ pub struct DueJob {
     pub id: JobId,
     /// When it was to be looked at.
     pub at: TimestampMs,
+    /// Whether an attempt is live.
+    pub running: bool,
 }
 
 /// Live jobs that are due at `now_ms`, the longest due first, after `after`.
@@ -36,13 +38,19 @@ pub async fn due_jobs<C: ConnectionTrait>(
         after.map_or((i64::MIN, Vec::new()), |a| (a.at.0, a.id.as_bytes().to_vec()));
     let rows = sql::query(
         conn,
-        "SELECT id, next_check_at_ms FROM jobs WHERE next_check_at_ms <= $1 AND next_check_at_ms >= $2 \
+        "SELECT id, next_check_at_ms, state FROM jobs WHERE next_check_at_ms <= $1 AND next_check_at_ms >= $2 \
          AND state < 2 AND (next_check_at_ms > $2 OR id > $3) ORDER BY next_check_at_ms, id LIMIT $4",
         [Value::from(now_ms), Value::from(after_ms), Value::from(after_id), sql::int(limit)],
     )
     .await?;
     rows.iter()
-        .map(|row| Ok(DueJob { id: job_id(row, 0)?, at: TimestampMs(row.try_get_by_index(1)?) }))
+        .map(|row| {
+            Ok(DueJob {
+                id: job_id(row, 0)?,
+                at: TimestampMs(row.try_get_by_index(1)?),
+                running: row.try_get_by_index::<i64>(2)? != 0,
+            })
+        })
         .collect()
 }
 
@@ -187,29 +195,82 @@ pub async fn forgotten_batches<C: ConnectionTrait>(
         .collect()
 }
 
-/// Partitions with pending deliveries and no living owner: when their oldest delivery became due.
+/// A partition that owes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwingPartition {
+    /// Its number.
+    pub partition: u16,
+    /// When its longest due delivery was due, Unix ms.
+    pub oldest_due_ms: i64,
+    /// Whether a dispatcher holds its lease.
+    pub owned: bool,
+}
+
+/// Partitions with pending deliveries that were due before `due_before_ms`.
 ///
 /// # Errors
 /// The database's.
-pub async fn unowned_partitions<C: ConnectionTrait>(
+pub async fn owing_partitions<C: ConnectionTrait>(
     conn: &C,
-    now_ms: i64,
     partitions: u16,
-) -> Result<Vec<(u16, i64)>, StoreError> {
-    let mut unowned = Vec::new();
+    now_ms: i64,
+    due_before_ms: i64,
+) -> Result<Vec<OwingPartition>, StoreError> {
+    let mut owing = Vec::new();
     for partition in 0..partitions.max(1) {
         let row = sql::query_one(
             conn,
-            "SELECT MIN(next_attempt_at_ms) FROM deliveries WHERE partition = $1 AND state = 0 \
-             AND NOT EXISTS (SELECT 1 FROM partition_leases l WHERE l.partition = $1 AND l.owner <> '' \
-             AND l.expires_at_ms > $2)",
-            [sql::int(partition), Value::from(now_ms)],
+            "SELECT MIN(next_attempt_at_ms), (SELECT COUNT(*) FROM partition_leases l WHERE l.partition = $1 \
+             AND l.owner <> '' AND l.expires_at_ms > $2) FROM deliveries \
+             WHERE partition = $1 AND state = 0 AND next_attempt_at_ms <= $3",
+            [sql::int(partition), Value::from(now_ms), Value::from(due_before_ms)],
         )
         .await?;
-        let oldest: Option<i64> = row.map(|row| row.try_get_by_index(0)).transpose()?.flatten();
-        if let Some(oldest) = oldest {
-            unowned.push((partition, oldest));
+        let Some(row) = row else { continue };
+        if let Some(oldest_due_ms) = row.try_get_by_index::<Option<i64>>(0)? {
+            owing.push(OwingPartition {
+                partition,
+                oldest_due_ms,
+                owned: row.try_get_by_index::<i64>(1)? > 0,
+            });
         }
     }
-    Ok(unowned)
+    Ok(owing)
+}
+
+/// Live jobs of every endpoint according to the counters: cheap, and right unless a counter drifted.
+///
+/// # Errors
+/// The database's.
+pub async fn counted_live<C: ConnectionTrait>(conn: &C) -> Result<Vec<(EndpointId, LiveCounts)>, StoreError> {
+    let rows = sql::query(
+        conn,
+        "SELECT endpoint_id, CAST(SUM(queued) AS BIGINT), CAST(SUM(running) AS BIGINT) FROM endpoint_counters \
+         GROUP BY endpoint_id ORDER BY endpoint_id",
+        [],
+    )
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let positive = |i| -> Result<u64, StoreError> {
+                Ok(u64::try_from(row.try_get_by_index::<i64>(i)?).unwrap_or(0))
+            };
+            let counts = LiveCounts { queued: positive(1)?, running: positive(2)? };
+            Ok((EndpointId(row.try_get_by_index(0)?), counts))
+        })
+        .collect()
+}
+
+/// Endpoints whose counters are spread over more than `rows` rows of former and living processes.
+///
+/// # Errors
+/// The database's.
+pub async fn scattered_counters<C: ConnectionTrait>(conn: &C, rows: u32) -> Result<Vec<EndpointId>, StoreError> {
+    let rows = sql::query(
+        conn,
+        "SELECT endpoint_id FROM endpoint_counters WHERE writer <> 0 GROUP BY endpoint_id HAVING COUNT(*) > $1",
+        [sql::int(rows)],
+    )
+    .await?;
+    rows.iter().map(|row| Ok(EndpointId(row.try_get_by_index(0)?))).collect()
 }
