@@ -146,3 +146,36 @@ async fn shape(request: Request, next: Next) -> Response {
     let error = ApiError::new(status, String::from_utf8_lossy(&text).into_owned());
     if runpod { error.runpod() } else { error.problem() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_document_and_the_router_name_the_same_routes() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut told = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                let success = operation["responses"].as_object().unwrap().keys().any(|code| code.starts_with('2'));
+                assert!(success && operation["summary"].is_string(), "{method} {path}");
+                if !path.starts_with("/healthz/") {
+                    told.insert((method.clone(), path.clone()));
+                }
+            }
+        }
+        let served: BTreeSet<_> = fixed().listed.into_iter().map(|(method, path)| (method.to_owned(), path)).collect();
+        assert_eq!(told, served);
+    }
+
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        for piece in OPENAPI.split("\"$ref\": \"#").skip(1) {
+            let pointer = piece.split('"').next().unwrap();
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+        }
+    }
+}

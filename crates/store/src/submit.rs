@@ -135,14 +135,15 @@ pub async fn insert_submits(
 ) -> Result<Vec<Admission>, StoreError> {
     let mut known = existing_keys(tx, submits).await?;
     let now = TimestampMs(tx.now_ms());
-    let mut admissions = Vec::with_capacity(submits.len());
+    // One entry per submit: the job that its key names, or how many deliveries its new row has.
+    let mut plan: Vec<Result<Existing, usize>> = Vec::with_capacity(submits.len());
     let mut rows = Vec::with_capacity(submits.len());
     let mut inputs = Vec::with_capacity(submits.len());
     let mut deliveries = Vec::new();
     let mut deltas: BTreeMap<EndpointId, CounterDelta> = BTreeMap::new();
     for submit in submits {
         if let Some(existing) = known_submit(&known, submit) {
-            admissions.push(Admission::Existing(existing));
+            plan.push(Ok(existing));
             continue;
         }
         let (row, first) = begin(submit, now)?;
@@ -150,21 +151,33 @@ pub async fn insert_submits(
             known.insert((submit.project, key.clone()), Known::of(&row));
         }
         deltas.entry(submit.endpoint).or_default().moved(None, JobStatus::InQueue);
-        deliveries.extend(first.iter().cloned());
-        rows.push(row.clone());
+        plan.push(Err(first.len()));
+        deliveries.extend(first);
+        rows.push(row);
         inputs.push(*submit);
-        admissions.push(Admission::Inserted(Box::new(Inserted { row, deliveries: first })));
     }
-    if rows.is_empty() {
-        return Ok(admissions);
+    if !rows.is_empty() {
+        // Whether an expired row is looked at a moment later does not matter for a queued job.
+        insert_jobs(tx, &rows, 0).await?;
+        INSERT_INPUT.execute(tx.conn(), &inputs, |s, v| input_values(s, v)).await?;
+        insert_deliveries(tx, partitions, &deliveries).await?;
+        hold_deliveries(tx, &inputs).await?;
+        add_counters(tx, counter_row, &deltas).await?;
     }
-    // Whether an expired row is looked at a moment later does not matter for a queued job.
-    insert_jobs(tx, &rows, 0).await?;
-    INSERT_INPUT.execute(tx.conn(), &inputs, |s, v| input_values(s, v)).await?;
-    insert_deliveries(tx, partitions, &deliveries).await?;
-    hold_deliveries(tx, &inputs).await?;
-    add_counters(tx, counter_row, &deltas).await?;
-    Ok(admissions)
+    Ok(admissions(plan, rows, deliveries))
+}
+
+fn admissions(plan: Vec<Result<Existing, usize>>, rows: Vec<JobRow>, all: Vec<v1::Delivery>) -> Vec<Admission> {
+    let (mut rows, mut deliveries) = (rows.into_iter(), all.into_iter());
+    plan.into_iter()
+        .filter_map(|entry| match entry {
+            Ok(existing) => Some(Admission::Existing(existing)),
+            // As many rows as entries without a known job.
+            Err(n) => rows.next().map(|row| {
+                Admission::Inserted(Box::new(Inserted { row, deliveries: deliveries.by_ref().take(n).collect() }))
+            }),
+        })
+        .collect()
 }
 
 const HOLD: Rows = Rows {

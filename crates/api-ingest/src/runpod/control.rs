@@ -41,10 +41,7 @@ pub(crate) async fn retry(
     let who = api.auth.authorize(&headers, ScopeSet::SUBMIT).await?;
     let endpoint = find_endpoint(&api, &who, &endpoint)?;
     let row = find_job(&api, &who, endpoint, &id).await?;
-    // RunPod's documented codes hold no 409.
-    let status = retry_job(&api, who.project, row.job.id, false).await.map_err(|e| {
-        if e.status == StatusCode::CONFLICT { ApiError { status: StatusCode::BAD_REQUEST, ..e } } else { e }
-    })?;
+    let status = retry_job(&api, who.project, row.job.id, false).await?;
     Ok(json_bytes(StatusCode::OK, format!(r#"{{"id":"{}","status":"{status}"}}"#, row.public_id())))
 }
 

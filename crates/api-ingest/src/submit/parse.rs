@@ -84,7 +84,7 @@ pub(crate) struct JobRequest<'a> {
 /// Parses an object, with the depth counted first.
 pub(crate) fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8], rules: &Rules) -> Result<T, ApiError> {
     match body.trim_ascii_start().first() {
-        None => return Err(ApiError::bad_request("the request body is empty; send a JSON object")),
+        None => return Err(ApiError::bad_request("the request body is empty; send a JSON object such as {\"input\": 1}")),
         Some(b'{') => {}
         Some(_) => {
             // A list would be taken for the members in order; anything else is told what it is not.
@@ -95,7 +95,10 @@ pub(crate) fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8], rules: &Rules
     check_depth(body, rules.max_json_depth).map_err(|e| {
         ApiError::bad_request(format!("the request body {e} (setting server.max_json_depth)"))
     })?;
-    serde_json::from_slice(body).map_err(|e| not_json(&e))
+    serde_json::from_slice(body).map_err(|e| match std::str::from_utf8(body) {
+        Ok(_) => not_json(&e),
+        Err(e) => ApiError::bad_request(format!("the request body is not JSON: {e}; JSON is UTF-8")),
+    })
 }
 
 pub(crate) fn not_json(error: &serde_json::Error) -> ApiError {

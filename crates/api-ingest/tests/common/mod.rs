@@ -1,10 +1,13 @@
 //! The real API in this process on a port, with a real nats-server and a real database.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
 
 use ringback_api_ingest::{App, Deps};
-use ringback_bus::Bus;
+use bytes::Bytes;
+use ringback_bus::{Bus, Verb};
+use ringback_contracts::{Message as _, VERSION, attempt_to_wire, payload_of, v1};
+use ringback_domain::{AttemptRef, JobId, Nonce};
 use ringback_service_runtime::{Readiness, RingbackConfig, Shutdown, blobs::BlobStore};
 use ringback_store::{Open, Store, secrets::SecretKey};
 use ringback_test_support::{
@@ -139,6 +142,32 @@ impl Server {
         api
     }
 
+    /// The real state-tracker beside the API. Returns once it answers.
+    pub async fn tracker(&self) {
+        let handles = ringback_state_tracker::Handles {
+            store: self.store.clone(),
+            bus: self.bus.clone(),
+            secret_key: SecretKey::open(&self.config.data.secret_key_path()).unwrap(),
+            public_url: "http://public.test".to_owned(),
+            readiness: Readiness::new(),
+        };
+        let app = ringback_state_tracker::App::build(&self.config, handles);
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move { app.run(shutdown).await.unwrap() });
+        let bus = self.bus.clone();
+        until_true("the tracker to answer", Duration::from_secs(10), || async {
+            let nothing = v1::OutcomeBatch { version: VERSION, worker_id: "probe".into(), outcomes: vec![] };
+            bus.request(Verb::Outcomes, nothing.encode_to_vec().into(), Duration::from_secs(1)).await.is_ok()
+        })
+        .await;
+    }
+
+    /// What a worker says about the first attempt of a job's run.
+    pub fn attempt(&self, id: &str, run: u32) -> Attempt {
+        let job = JobId::parse_public(id).unwrap().0;
+        Attempt { bus: self.bus.clone(), job, at: AttemptRef { run, attempt: 1, nonce: Nonce(7) } }
+    }
+
     pub fn submit_only(&self) -> Client {
         self.api.with_key(SUBMIT_ONLY)
     }
@@ -168,5 +197,82 @@ impl Server {
         if let Some(task) = self.task.take() {
             tokio::time::timeout(Duration::from_secs(20), task).await.expect("the drain ends").unwrap();
         }
+    }
+}
+
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// A worker's voice: the messages that a real one sends.
+pub struct Attempt {
+    bus: Bus,
+    job: JobId,
+    pub at: AttemptRef,
+}
+
+impl Attempt {
+    fn wire(&self) -> Option<v1::Attempt> {
+        Some(attempt_to_wire(&self.job, &self.at))
+    }
+
+    async fn beat(&self, progress: Bytes) {
+        let beat = v1::Beat {
+            attempt: self.wire(),
+            started_at_ms: ringback_service_runtime::time::now_ms(),
+            progress: Some(progress).filter(|p| !p.is_empty()).unwrap_or_default(),
+        };
+        let heartbeat = v1::Heartbeat {
+            version: VERSION,
+            worker_id: "w1".into(),
+            attempts: vec![beat],
+            ..v1::Heartbeat::default()
+        };
+        self.bus.request(Verb::Beat, heartbeat.encode_to_vec().into(), WITHIN).await.unwrap();
+    }
+
+    pub async fn start(&self) {
+        self.beat(Bytes::new()).await;
+    }
+
+    pub async fn progress(&self, json: &str) {
+        self.beat(Bytes::copy_from_slice(json.as_bytes())).await;
+    }
+
+    pub async fn chunk(&self, n: u32, json: &str) {
+        let chunk = v1::Chunk {
+            attempt: self.wire(),
+            n,
+            output: Bytes::copy_from_slice(json.as_bytes()),
+            started_at_ms: ringback_service_runtime::time::now_ms(),
+        };
+        let batch = v1::ChunkBatch { version: VERSION, worker_id: "w1".into(), chunks: vec![chunk] };
+        self.bus.request(Verb::Chunks, batch.encode_to_vec().into(), WITHIN).await.unwrap();
+    }
+
+    pub async fn succeed(&self, output: v1::Payload) {
+        self.end(v1::outcome::Result::Success(v1::Success { output: Some(output) })).await;
+    }
+
+    pub async fn succeed_with(&self, json: &str) {
+        self.succeed(payload_of(Bytes::copy_from_slice(json.as_bytes()))).await;
+    }
+
+    pub async fn fail(&self, error: &str) {
+        let failure = v1::Failure { error: error.into(), ..v1::Failure::default() };
+        self.end(v1::outcome::Result::Failure(failure)).await;
+    }
+
+    async fn end(&self, result: v1::outcome::Result) {
+        let outcome = v1::Outcome {
+            attempt: self.wire(),
+            result: Some(result),
+            started_at_ms: ringback_service_runtime::time::now_ms(),
+            execution_ms: 12,
+            logs: Some(payload_of(Bytes::from_static(b"one line"))),
+            ..v1::Outcome::default()
+        };
+        let batch = v1::OutcomeBatch { version: VERSION, worker_id: "w1".into(), outcomes: vec![outcome] };
+        let reply = self.bus.request(Verb::Outcomes, batch.encode_to_vec().into(), WITHIN).await.unwrap();
+        let reply = v1::OutcomeReply::decode(reply).unwrap();
+        assert_eq!(reply.verdicts, [v1::Verdict::Committed as i32]);
     }
 }
