@@ -438,8 +438,9 @@ fn folder_of(process: &ProcessConfig) -> Result<PathBuf, WorkerError> {
     }
 }
 
+/// The most children that an endpoint can have here.
 fn children_of(config: &EndpointConfig, process: &ProcessConfig) -> u32 {
-    config.slots.div_ceil(process.concurrency.max(1)).max(1)
+    config.slots.div_ceil(process.concurrency.unwrap_or(1).max(1)).max(1)
 }
 
 /// How many children would run in each folder.
@@ -471,8 +472,8 @@ fn process_settings(
         pass_env: process.pass_env.clone(),
         visible_devices: device.visible_devices.clone(),
         device: device.name.clone(),
-        children: count(children_of(&endpoint.config, process)),
-        concurrency: count(process.concurrency.max(1)),
+        slots: count(endpoint.config.slots),
+        concurrency: process.concurrency.map(count),
         stop_grace: Duration::from_millis(process.stop_grace_ms),
         kill_grace: Duration::from_millis(process.grace_ms),
         start_timeout: Duration::from_millis(process.start_timeout_ms),

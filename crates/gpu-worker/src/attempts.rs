@@ -11,6 +11,9 @@ use ringback_domain::JobId;
 use crate::executor::JobKey;
 use crate::message::Message;
 
+/// Progress in one heartbeat: NATS carries messages of 1 MiB by default.
+const PROGRESS_BUDGET_BYTES: usize = 512 * 1024;
+
 /// An attempt in execution, or one whose handler is not surely gone yet.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -73,16 +76,21 @@ impl Attempts {
 
     /// What a full heartbeat says.
     pub(crate) fn beats(&self) -> Vec<v1::Beat> {
-        self.lock().values_mut().filter(|held| !held.finished).filter_map(beat).collect()
+        let mut budget = PROGRESS_BUDGET_BYTES;
+        self.lock()
+            .values_mut()
+            .filter(|held| !held.finished)
+            .filter_map(|held| beat(held, &mut budget))
+            .collect()
     }
 
     /// What an early report says about those of `keys` that still run.
     pub(crate) fn beats_of(&self, keys: &[JobKey]) -> Vec<v1::Beat> {
         let mut all = self.lock();
-        let mut beats = Vec::new();
+        let (mut beats, mut budget) = (Vec::new(), PROGRESS_BUDGET_BYTES);
         for key in keys {
             let held = all.get_mut(&key.job).filter(|held| held.key == *key && !held.finished);
-            beats.extend(held.and_then(beat));
+            beats.extend(held.and_then(|held| beat(held, &mut budget)));
         }
         beats
     }
@@ -117,12 +125,15 @@ impl Attempts {
     }
 }
 
-fn beat(held: &mut Held) -> Option<v1::Beat> {
+fn beat(held: &mut Held, budget: &mut usize) -> Option<v1::Beat> {
     let started_at_ms = held.started_at_ms?;
     held.known_to_tracker = true;
+    // What does not fit is told by the next heartbeat.
+    let progress = held.progress.take_if(|progress| progress.len() <= *budget).unwrap_or_default();
+    *budget -= progress.len();
     Some(v1::Beat {
         attempt: Some(attempt_to_wire(&held.key.job, &held.key.attempt)),
         started_at_ms,
-        progress: held.progress.take().unwrap_or_default(),
+        progress,
     })
 }

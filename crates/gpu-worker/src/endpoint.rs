@@ -34,7 +34,7 @@ const TOO_NEW: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(500);
 /// Progress is reported at most this late.
 const PROGRESS_DELAY: Duration = Duration::from_millis(100);
-const MAX_PROGRESS_BYTES: usize = 256 * 1024;
+const MAX_PROGRESS_BYTES: usize = 64 * 1024;
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 /// Deliveries handled before the loop looks at anything else.
 const BURST: usize = 256;

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ringback_bus::{Acker, Bus};
+use ringback_bus::{Acker, Bus, Connectivity};
 use ringback_service_runtime::fault;
+use tokio::sync::watch;
 
 /// Pause between looks at the streams after a reconnect.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -20,6 +21,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Streams {
     bus: Bus,
+    connectivity: watch::Receiver<Connectivity>,
     incarnations: Mutex<HashMap<u32, String>>,
     /// Connect epoch for which the incarnations were compared.
     verified: AtomicU64,
@@ -39,6 +41,7 @@ impl Streams {
     pub(crate) fn new(bus: Bus, shards: impl IntoIterator<Item = u32>) -> Self {
         let incarnations = shards.into_iter().map(|shard| (shard, String::new())).collect();
         Self {
+            connectivity: bus.connectivity(),
             bus,
             incarnations: Mutex::new(incarnations),
             verified: AtomicU64::new(0),
@@ -90,7 +93,7 @@ impl Streams {
     }
 
     fn is_current(&self, generation: u64) -> bool {
-        let now = *self.bus.connectivity().borrow();
+        let now = *self.connectivity.borrow();
         now.connected
             && self.verified.load(Ordering::Acquire) == now.epoch
             && self.generation.load(Ordering::Acquire) == generation

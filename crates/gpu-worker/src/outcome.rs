@@ -27,6 +27,8 @@ const SPOOL_AFTER: Duration = Duration::from_millis(25);
 const EXPENSIVE_MS: u64 = 1_000;
 const MAX_BATCH: usize = 500;
 const MAX_BATCH_BYTES: usize = 512 * 1024;
+/// From this age on, an outcome's attempt is named in heartbeats.
+const NAMED_AFTER: Duration = Duration::from_secs(1);
 /// Requests under way at once; a further one starts only for a batch that is worth it.
 const MAX_IN_FLIGHT: usize = 4;
 const WORTH_IT: usize = 32;
@@ -218,7 +220,12 @@ impl Actor {
         match command {
             Command::Finished(finished) => self.accept(*finished),
             Command::Beats(reply) => {
-                let beats = self.pending.values().map(|pending| v1::Beat {
+                // A young one is about to be committed; naming it would only make work.
+                let waiting = self
+                    .pending
+                    .values()
+                    .filter(|pending| pending.message.is_none() || pending.since.elapsed() >= NAMED_AFTER);
+                let beats = waiting.map(|pending| v1::Beat {
                     attempt: pending.outcome.attempt.clone(),
                     started_at_ms: pending.outcome.started_at_ms,
                     progress: Bytes::new(),

@@ -66,8 +66,8 @@ async fn settings(command: Vec<String>, folder: &Path) -> (ProcessSettings, Hub)
         pass_env: Vec::new(),
         visible_devices: None,
         device: "cpu".into(),
-        children: 1,
-        concurrency: 1,
+        slots: 1,
+        concurrency: None,
         stop_grace: Duration::from_secs(2),
         kill_grace: Duration::from_secs(2),
         start_timeout: LIMIT,
@@ -264,7 +264,7 @@ async fn a_crash_has_a_reason_and_the_next_job_runs() {
 #[tokio::test]
 async fn children_that_share_a_folder_do_not_share_their_jobs() {
     let rig = Rig::start(Sdk::V1_7, "plain.py", &[], |settings| {
-        settings.children = 2;
+        settings.slots = 2;
         settings.private_folder = true;
     });
     let Some(mut rig) = rig.await else { return };
@@ -336,7 +336,7 @@ async fn an_async_handler_is_cancelled_without_losing_its_process() {
 async fn one_child_runs_several_jobs_and_a_stop_spares_the_others() {
     for sdk in [Sdk::V1_12, Sdk::V1_7] {
         let args = ["--concurrency", "8"];
-        let rig = Rig::start(sdk, "concurrency.py", &args, |settings| settings.concurrency = 3);
+        let rig = Rig::start(sdk, "concurrency.py", &args, |settings| settings.slots = 3);
         let Some(mut rig) = rig.await else { return };
         rig.open(3).await;
         let mut keys = Vec::new();
@@ -346,7 +346,9 @@ async fn one_child_runs_several_jobs_and_a_stop_spares_the_others() {
             rig.pool.assign(work).expect("assigned");
         }
         let extra = rig.work(&json!({}), LIMIT);
-        assert!(rig.pool.assign(extra).is_err(), "no more than its concurrency");
+        assert!(rig.pool.assign(extra).is_err(), "no more than the slots");
+        let children = std::fs::read_dir(rig.folder.path().join("children")).expect("folder").count();
+        assert_eq!(children, 1, "one child takes them all");
         rig.started(keys[2]).await;
         if sdk == Sdk::V1_12 {
             rig.pool.stop(keys[0]);

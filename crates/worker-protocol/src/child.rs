@@ -287,6 +287,9 @@ impl Child {
                 jobs.push((id, payload));
             }
         }
+        if !jobs.is_empty() {
+            state.last_empty = None;
+        }
         if jobs.is_empty() { Take::Nothing } else { Take::Jobs(jobs) }
     }
 
@@ -322,7 +325,8 @@ impl Child {
         let number = state.next_park;
         state.next_park += 1;
         state.parked.push((number, size));
-        self.tell(ChildEvent::Ready);
+        let holds = state.jobs.values().filter(|job| !matches!(job.phase, Phase::Queued(_))).count();
+        self.tell(ChildEvent::Ready { size, holds });
         ParkTicket { child: Arc::clone(self), number }
     }
 

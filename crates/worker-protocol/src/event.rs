@@ -15,7 +15,12 @@ pub enum ChildEvent {
         sdk: Option<SdkVersion>,
     },
     /// A take waits at the hub: jobs assigned now start at once.
-    Ready,
+    Ready {
+        /// Jobs that this take accepts.
+        size: usize,
+        /// Jobs that the child held when it asked.
+        holds: usize,
+    },
     /// A take was answered with this job: from now on the child holds it.
     Taken {
         /// Id of the job.

@@ -239,7 +239,7 @@ async fn a_concurrent_handler_takes_a_batch_and_never_more_than_its_limit() {
         let Some(mut rig) = Rig::start(sdk, "concurrency.py", &["--concurrency", "4"], 3).await else {
             return;
         };
-        rig.event("ready", |event| matches!(event, ChildEvent::Ready).then_some(())).await;
+        rig.event("ready", |event| matches!(event, ChildEvent::Ready { .. }).then_some(())).await;
         assert_eq!(rig.handle.open_slots(), 3);
         for id in ["a", "b", "c"] {
             rig.assign(id, &json!({"seconds": 2.0}));
@@ -315,7 +315,7 @@ async fn a_foreign_key_gets_429_and_is_told() {
     std::fs::create_dir(folder.path().join(".runpod")).expect("folder");
     std::fs::write(folder.path().join(".runpod/config.toml"), "[default]\napi_key = \"other\"\n")
         .expect("file");
-    rig.event("ready", |event| matches!(event, ChildEvent::Ready).then_some(())).await;
+    rig.event("ready", |event| matches!(event, ChildEvent::Ready { .. }).then_some(())).await;
     let env: Vec<(&str, String)> =
         std::fs::read_to_string(format!("/proc/{}/environ", rig.process.child.id()))
             .expect("environ")

@@ -79,8 +79,8 @@ section! {
         env: BTreeMap<String, String> = BTreeMap::new(),
         /// Names of the worker's environment variables that the child inherits.
         pass_env: Vec<String> = Vec::new(),
-        /// Jobs that one child takes at once; for handlers with a `concurrency_modifier`. `slots` of the endpoint divided by this is the number of children.
-        concurrency: u32 = 1,
+        /// Jobs that one child takes at once; the endpoint's `slots` divided by this is the number of children. Unset: as many as the handler asks for (its `concurrency_modifier`, else one); the first child tells.
+        concurrency: Option<u32> = None,
         /// Time that an async handler has to react to a cancel before its process is ended, in milliseconds.
         stop_grace_ms: u64 = 3_000,
         /// Time between SIGTERM and SIGKILL, in milliseconds.
@@ -263,7 +263,9 @@ impl ProcessConfig {
         if self.env.values().any(|value| value.contains('\0')) {
             p.add(format!("{at}.env"), "a value contains a NUL character");
         }
-        p.within(&format!("{at}.concurrency"), u64::from(self.concurrency), 1, 1_000);
+        if let Some(concurrency) = self.concurrency {
+            p.within(&format!("{at}.concurrency"), u64::from(concurrency), 1, 1_000);
+        }
         p.within(&format!("{at}.stop_grace_ms"), self.stop_grace_ms, 0, HOUR_MS);
         p.within(&format!("{at}.grace_ms"), self.grace_ms, 0, HOUR_MS);
         p.within(&format!("{at}.start_timeout_ms"), self.start_timeout_ms, 100, DAY_MS);

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringback_worker_protocol::Hub;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -48,10 +48,11 @@ pub struct ProcessSettings {
     pub visible_devices: Option<String>,
     /// Name of the device for the SDK's `gpu=`.
     pub device: String,
-    /// Children.
-    pub children: usize,
-    /// Jobs that one child may hold.
-    pub concurrency: usize,
+    /// Jobs at once, over all children.
+    pub slots: usize,
+    /// Jobs that one child may hold. Unset: what the first child asks for decides; only then do the others
+    /// start, as many as the slots need.
+    pub concurrency: Option<usize>,
     /// Time for an async handler to react to a stop before its process is ended.
     pub stop_grace: Duration,
     /// Time between SIGTERM and SIGKILL.
@@ -76,6 +77,7 @@ pub struct ProcessSettings {
 #[derive(Debug)]
 pub struct ProcessPool {
     places: Vec<Arc<Place>>,
+    slots: usize,
     ending: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -85,27 +87,25 @@ impl ProcessPool {
     pub fn start(settings: ProcessSettings, hub: Hub, events: mpsc::UnboundedSender<ExecEvent>) -> Self {
         let ending = CancellationToken::new();
         let settings = Arc::new(settings);
-        let places: Vec<_> = (0..settings.children.max(1))
+        let slots = settings.slots.max(1);
+        let asked = Arc::new(watch::Sender::new(settings.concurrency.unwrap_or(0)));
+        let places: Vec<_> = (0..slots.div_ceil(settings.concurrency.unwrap_or(1).max(1)))
             .map(|number| {
-                Arc::new(Place::new(
-                    number,
-                    Arc::clone(&settings),
-                    hub.clone(),
-                    events.clone(),
-                    ending.clone(),
-                ))
+                let (settings, asked) = (Arc::clone(&settings), Arc::clone(&asked));
+                Arc::new(Place::new(number, settings, hub.clone(), events.clone(), ending.clone(), asked))
             })
             .collect();
         let mut tasks = JoinSet::new();
         for place in &places {
             tasks.spawn(supervise::run(Arc::clone(place)));
         }
-        Self { places, ending, tasks }
+        Self { places, slots, ending, tasks }
     }
 
     /// Jobs that would start at once.
     pub fn open_slots(&self) -> usize {
-        self.places.iter().map(|place| place.open_slots()).sum()
+        let open: usize = self.places.iter().map(|place| place.open_slots()).sum();
+        open.min(self.slots.saturating_sub(self.busy()))
     }
 
     /// Gives a job to a child that waits for one, else to one that will take it soon.
@@ -114,6 +114,9 @@ impl ProcessPool {
     /// The work comes back when no child can have it.
     pub fn assign(&self, work: Work) -> Result<(), Box<Work>> {
         let mut work = Box::new(work);
+        if self.busy() >= self.slots {
+            return Err(work);
+        }
         for open_only in [true, false] {
             for place in &self.places {
                 if open_only && place.open_slots() == 0 {
@@ -143,8 +146,9 @@ impl ProcessPool {
 
     /// Why no child can take jobs, when the reason is a fault; starting up is none.
     pub fn trouble(&self) -> Option<String> {
-        let troubles: Vec<_> = self.places.iter().filter_map(|place| place.trouble()).collect();
-        if troubles.len() == self.places.len() { troubles.into_iter().next() } else { None }
+        let used: Vec<_> = self.places.iter().filter(|place| place.is_needed()).collect();
+        let troubles: Vec<_> = used.iter().filter_map(|place| place.trouble()).collect();
+        if troubles.len() == used.len() { troubles.into_iter().next() } else { None }
     }
 
     /// Ends all children: SIGTERM, then SIGKILL after the grace. What they still hold is handed back.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ringback_worker_protocol::{ChildHandle, Hub, Offer};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::ProcessSettings;
@@ -19,6 +19,8 @@ use crate::executor::{End, ExecEvent, JobKey, Work};
 pub(super) struct Running {
     pub(super) key: JobKey,
     pub(super) timeout: std::time::Duration,
+    /// When it was given to the child.
+    pub(super) assigned: Instant,
     /// When the child took it.
     pub(super) started: Option<Instant>,
     /// `Finished` was sent; only its release is outstanding.
@@ -52,6 +54,8 @@ pub(super) struct Place {
     pub(super) hub: Hub,
     pub(super) ending: CancellationToken,
     pub(super) wake: Notify,
+    /// Jobs that one child takes at once, as far as known; 0 = not yet.
+    asked: Arc<watch::Sender<usize>>,
     events: mpsc::UnboundedSender<ExecEvent>,
     state: Mutex<PlaceState>,
 }
@@ -63,8 +67,42 @@ impl Place {
         hub: Hub,
         events: mpsc::UnboundedSender<ExecEvent>,
         ending: CancellationToken,
+        asked: Arc<watch::Sender<usize>>,
     ) -> Self {
-        Self { number, settings, hub, ending, wake: Notify::new(), events, state: Mutex::default() }
+        Self { number, settings, hub, ending, wake: Notify::new(), asked, events, state: Mutex::default() }
+    }
+
+    /// Jobs that a child of this place may hold.
+    pub(super) fn max_jobs(&self) -> usize {
+        self.settings.concurrency.unwrap_or(self.settings.slots).max(1)
+    }
+
+    /// Whether the slots need a child in this place, as far as known.
+    pub(super) fn is_needed(&self) -> bool {
+        let asked = *self.asked.borrow();
+        self.number == 0 || (asked > 0 && self.number < self.settings.slots.div_ceil(asked))
+    }
+
+    /// Waits until the slots need a child here.
+    pub(super) async fn needed(&self) {
+        let mut asked = self.asked.subscribe();
+        while !self.is_needed() {
+            // The place itself holds the sender.
+            if asked.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A child takes this many jobs at once.
+    pub(super) fn asks(&self, whole: usize) {
+        if self.settings.concurrency.is_none() {
+            self.asked.send_if_modified(|known| {
+                let more = whole > *known;
+                *known = whole.max(*known);
+                more
+            });
+        }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, PlaceState> {
@@ -93,6 +131,11 @@ impl Place {
         let mut state = self.state();
         let state = &mut *state;
         let Some(child) = state.child.as_ref() else { return Err(work) };
+        // Never behind a running job of a handler that takes one at a time.
+        let may_hold = self.settings.concurrency.unwrap_or(*self.asked.borrow());
+        if state.jobs.len() >= may_hold.max(1) {
+            return Err(work);
+        }
         // Also a job whose attempt was reported but whose handler may still run keeps its id.
         if state.jobs.contains_key(&work.public_id) {
             return Err(work);
@@ -104,6 +147,7 @@ impl Place {
         let running = Running {
             key: work.key,
             timeout: work.timeout,
+            assigned: Instant::now(),
             started: None,
             reported: false,
             stop: Stop::No,

@@ -78,12 +78,8 @@ fn start_in(place: &Place, folder: &Path, worker_id: String, token: String) -> R
         device: settings.device.clone(),
         ping_interval_ms: u64::try_from(settings.ping_interval.as_millis()).unwrap_or(u64::MAX),
     };
-    let registration = Registration {
-        worker_id,
-        endpoint: settings.endpoint.clone(),
-        token,
-        max_jobs: settings.concurrency,
-    };
+    let registration =
+        Registration { worker_id, endpoint: settings.endpoint.clone(), token, max_jobs: place.max_jobs() };
     let (handle, events) = place.hub.register(registration).map_err(|error| error.to_string())?;
     let args = GuardArgs {
         parent_pid: std::process::id(),

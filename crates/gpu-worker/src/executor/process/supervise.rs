@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use ringback_worker_protocol::{ChildEvent, ErrorKind, HandlerResult, SdkVersion, StopOutcome, Unfinished};
 use tokio::sync::mpsc;
 
@@ -15,12 +16,18 @@ use crate::executor::{End, ExecEvent};
 
 /// The first SDK with a stop channel.
 const STOP_CHANNEL_SINCE: SdkVersion = SdkVersion { major: 1, minor: 10, patch: 0 };
+/// A job that the child does not take within this time is taken back: it hangs, or it no longer asks.
+const UNTAKEN: Duration = Duration::from_secs(10);
 /// After the end of the process, what it wrote is read for at most this long.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Keeps a child in this place until the pool ends.
 pub(super) async fn run(place: Arc<Place>) {
     let mut breaker = Breaker::default();
+    tokio::select! {
+        () = place.needed() => {}
+        () = place.ending.cancelled() => return,
+    }
     while !place.ending.is_cancelled() {
         let began = Instant::now();
         let pause = match start(&place) {
@@ -193,7 +200,10 @@ impl<'a> Watch<'a> {
                 tracing::info!(endpoint = %self.place.settings.endpoint, sdk, "the handler is up");
                 self.place.tell(ExecEvent::Capacity);
             }
-            ChildEvent::Ready => self.place.tell(ExecEvent::Capacity),
+            ChildEvent::Ready { size, holds } => {
+                self.place.asks(size + holds);
+                self.place.tell(ExecEvent::Capacity);
+            }
             ChildEvent::Taken { job } => self.taken(&job),
             ChildEvent::Result { job, result } => self.result(&job, result),
             ChildEvent::Progress { job, output } => {
@@ -294,6 +304,7 @@ impl<'a> Watch<'a> {
     fn tick(&mut self) {
         let now = Instant::now();
         self.enforce_limits(now);
+        self.take_back(now);
         if self.stop_jobs(now) {
             self.end(Why::StopJob);
         }
@@ -324,6 +335,23 @@ impl<'a> Watch<'a> {
                 self.place.report(running, End::Overrun);
                 running.stop = if running.stop == Stop::No { Stop::Wanted } else { running.stop };
             }
+        }
+    }
+
+    /// Jobs that the child does not fetch run elsewhere.
+    fn take_back(&self, now: Instant) {
+        let mut state = self.place.state();
+        let state = &mut *state;
+        let Some(child) = &state.child else { return };
+        let untaken: Vec<String> = state
+            .jobs
+            .iter()
+            .filter(|(_, running)| running.started.is_none() && now >= running.assigned + UNTAKEN)
+            .filter(|(id, _)| child.stop(id) == StopOutcome::NeverStarted)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in untaken {
+            self.place.release(state, &id, End::HandBack { reason: "the handler did not ask for it" });
         }
     }
 
@@ -368,7 +396,7 @@ impl<'a> Watch<'a> {
         let jobs = state.jobs.values().filter_map(|running| match running.stop {
             Stop::Told(until) if self.ending.is_none() => Some(until),
             _ if running.reported => None,
-            _ => running.started.map(|at| at + running.timeout),
+            _ => Some(running.started.map_or(running.assigned + UNTAKEN, |at| at + running.timeout)),
         });
         let ending = self.ending.as_ref().map(|ending| ending.next);
         let start = (!self.contacted && self.ending.is_none())
@@ -424,7 +452,10 @@ async fn sleep_until(deadline: Option<Instant>) {
 }
 
 fn end_of(result: HandlerResult) -> End {
-    let Some(error) = result.error else { return End::Success(result.output) };
+    let Some(error) = result.error else {
+        // The SDK leaves out an output that is `{}`, and nothing else.
+        return End::Success(Some(result.output.unwrap_or_else(|| Bytes::from_static(b"{}"))));
+    };
     let error_type = match error.kind {
         ErrorKind::Returned => String::new(),
         ErrorKind::Exception { error_type, .. } => error_type,
