@@ -94,7 +94,7 @@ impl Banner<'_> {
                 style.yellow("note:")
             ));
         }
-        if let Some(endpoint) = self.endpoints.first() {
+        if let Some(endpoint) = self.endpoints.iter().find(|e| is_echo(e)).or_else(|| self.endpoints.first()) {
             lines.extend(self.example(&endpoint.name, show_key, style));
         }
         lines.push(String::new());
@@ -132,6 +132,11 @@ impl Banner<'_> {
 
 fn fact(name: &str, value: &str, style: Style) -> String {
     format!("  {}  {value}", style.dim(&format!("{name:<9}")))
+}
+
+/// The endpoint that takes any input makes the best example.
+fn is_echo(endpoint: &EndpointConfig) -> bool {
+    matches!(endpoint.executor, Some(ExecutorConfig::Builtin(Builtin::Echo)))
 }
 
 fn describe(endpoint: &EndpointConfig) -> String {

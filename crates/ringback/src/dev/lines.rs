@@ -177,7 +177,7 @@ mod tests {
 
     fn event(status: JobStatus) -> TransitionEvent {
         TransitionEvent {
-            job_id: JobId::from_parts(1, [7; 10]).as_bytes().to_vec(),
+            job_id: JobId::from_parts(1, [7; 10]).as_bytes().to_vec().into(),
             endpoint_id: 4,
             status: u32::from(status.code()),
             at_ms: 951_825_600_250,

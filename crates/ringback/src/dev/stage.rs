@@ -44,6 +44,15 @@ impl Stages {
         let (mut front, mut back) = (JoinSet::new(), JoinSet::new());
         let (p, s, end) = (platform.clone(), sql.clone(), end_back.clone());
         back.spawn(supervise("tracker", end_back.clone(), move || roles::tracker(p.clone(), s.clone(), end.clone())));
+        let (p, s, end) = (platform.clone(), sql.clone(), end_back.clone());
+        back.spawn(supervise("reconciler", end_back.clone(), move || roles::reconciler(p.clone(), s.clone(), end.clone())));
+        let (p, s, end) = (platform.clone(), sql.clone(), end_back.clone());
+        // A database inside of the data folder, which we hold locked, has no other user.
+        let database = &platform.config.database;
+        let alone = database.url.is_none() && database.url_env.is_none() && database.url_file.is_none();
+        back.spawn(supervise("dispatcher", end_back.clone(), move || {
+            roles::dispatcher(p.clone(), s.clone(), end.clone(), alone)
+        }));
         let (p, s, end) = (platform.clone(), sql.clone(), front_end.clone());
         let mut first_api = Some(first_api);
         front.spawn(supervise("api", front_end.clone(), move || {

@@ -39,3 +39,28 @@ pub(crate) fn make_private_dir(dir: &Path) -> Result<(), CliError> {
         .create(dir)
         .map_err(|source| CliError::File { action: "make the folder", path: dir.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_annotated_example_is_a_configuration() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ringback.toml");
+        let config = super::load_config(&path).unwrap();
+        let names: Vec<&str> = config.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
+        assert_eq!(names, ["echo", "tts", "slow"]);
+        // What is commented out is right, too.
+        let text = std::fs::read_to_string(&path).unwrap();
+        let uncommented: Vec<&str> = text
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => rest,
+                _ => line,
+            })
+            .collect();
+        ringback_service_runtime::RingbackConfig::from_toml(&uncommented.join("\n")).unwrap();
+    }
+
+    fn is_key(text: &str) -> bool {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    }
+}

@@ -4,8 +4,10 @@ use super::platform::{Platform, Sql, service};
 use super::worker;
 use crate::error::CliError;
 use ringback_api_ingest as api_ingest;
+use ringback_reconciler as reconciler;
 use ringback_service_runtime::Shutdown;
 use ringback_state_tracker as state_tracker;
+use ringback_webhook_dispatcher as webhook_dispatcher;
 
 /// Builds the API and binds its listener.
 pub(crate) async fn build_api(platform: &Platform, sql: &Sql, shutdown: &Shutdown) -> Result<api_ingest::App, CliError> {
@@ -44,4 +46,39 @@ pub(crate) async fn tracker(platform: Platform, sql: Sql, shutdown: Shutdown) ->
     };
     let app = state_tracker::App::build(&platform.config, handles);
     app.run(shutdown).await.map_err(|error| service("tracker", &error))
+}
+
+/// Sends webhooks. `alone`: no other dispatcher can be alive on this database.
+pub(crate) async fn dispatcher(
+    platform: Platform,
+    sql: Sql,
+    shutdown: Shutdown,
+    alone: bool,
+) -> Result<(), CliError> {
+    let deps = webhook_dispatcher::Deps {
+        store: sql.store,
+        bus: platform.bus,
+        blobs: platform.blobs,
+        key: sql.key,
+        readiness: platform.readiness,
+        shutdown,
+        alone,
+    };
+    let app = webhook_dispatcher::App::build(&platform.config, deps).map_err(|error| service("dispatcher", &error))?;
+    app.run().await;
+    Ok(())
+}
+
+/// Finds what should be on its way and is not.
+pub(crate) async fn reconciler(platform: Platform, sql: Sql, shutdown: Shutdown) -> Result<(), CliError> {
+    let server = &platform.config.server;
+    let handles = reconciler::Handles {
+        store: sql.store,
+        bus: platform.bus,
+        blobs: platform.blobs,
+        public_url: server.base_url(server.listen),
+        readiness: platform.readiness,
+    };
+    let app = reconciler::App::build(&platform.config, handles);
+    app.run(shutdown).await.map_err(|error| service("reconciler", &error))
 }

@@ -88,7 +88,8 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         Role::Api => roles::api(platform, sql, shutdown.clone()).await,
         Role::Tracker => roles::tracker(platform, sql, shutdown.clone()).await,
         Role::Worker => roles::worker(platform, sql, shutdown.clone()).await,
-        Role::Dispatcher | Role::Reconciler => Err(CliError::Service("this role is not linked yet".to_owned())),
+        Role::Dispatcher => roles::dispatcher(platform, sql, shutdown.clone(), false).await,
+        Role::Reconciler => roles::reconciler(platform, sql, shutdown.clone()).await,
     };
     shutdown.finish();
     if let Some((_, task)) = ops {

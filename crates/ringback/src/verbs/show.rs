@@ -185,7 +185,7 @@ pub(crate) fn end_of_job(job: &Job) -> Exit {
     if exit != Exit::Ok {
         let reason = job.error.as_deref().map(|error| format!(": {}", clean(first_line(error)))).unwrap_or_default();
         eprintln!("{} {} is {}{reason}", style.red("error:"), job.id, job.status);
-        eprintln!("  {} see `ringback get {1}` and `ringback logs {1}`; run it again with `ringback retry {1}`", style.dim("→"), job.id);
+        eprintln!("  {} `ringback get {1}` shows its timeline, `ringback retry {1}` runs it again", style.dim("→"), job.id);
     }
     exit
 }

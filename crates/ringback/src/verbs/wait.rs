@@ -147,7 +147,7 @@ fn show_entry(id: &str, entry: &HistoryEntry, progress: &Progress, report: Repor
             if let Some(reason) = &entry.reason {
                 line.push_str(&format!("  {}", style.dim(&clean(reason))));
             }
-            progress.line(&line);
+            progress.line(line.trim_end());
         }
         Report::JsonLines => {
             let line = serde_json::json!({
