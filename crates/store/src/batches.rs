@@ -155,6 +155,17 @@ pub async fn open_batch(tx: &WriteTx, id: BatchId) -> Result<bool, StoreError> {
         [sql::id(id.as_bytes()), Value::from(tx.now_ms())],
     )
     .await?;
+    if opened == 1 {
+        // Held until now: nobody has sent them. Released here, they are found in SQL even if their announcement is
+        // lost or comes after that of a later transition.
+        sql::execute(
+            tx.conn(),
+            "UPDATE deliveries SET next_attempt_at_ms = $2 \
+             WHERE owner_id IN (SELECT id FROM jobs WHERE batch_id = $1) AND state = 0 AND next_attempt_at_ms > $2",
+            [sql::id(id.as_bytes()), Value::from(tx.now_ms())],
+        )
+        .await?;
+    }
     Ok(opened == 1)
 }
 
