@@ -48,18 +48,21 @@ macro_rules! post {
     };
 }
 
+macro_rules! get_or_post {
+    ($routes:ident, $path:expr, $handler:expr) => {
+        $routes = $routes.add(&["get", "post"], $path, on(MethodFilter::GET.or(MethodFilter::POST), $handler));
+    };
+}
+
 /// The fixed routes.
 pub(crate) fn fixed() -> Routes {
     let mut r = Routes { router: Router::new(), listed: Vec::new() };
     post!(r, "/v2/{endpoint}/run", run::run);
     post!(r, "/v2/{endpoint}/runsync", run::runsync);
-    get!(r, "/v2/{endpoint}/status/{id}", status::status);
-    r = r.add(
-        &["get", "post"],
-        "/v2/{endpoint}/status-sync/{id}",
-        on(MethodFilter::GET.or(MethodFilter::POST), status::status_sync),
-    );
-    get!(r, "/v2/{endpoint}/stream/{id}", stream::stream);
+    // The Go SDK reads with POST.
+    get_or_post!(r, "/v2/{endpoint}/status/{id}", status::status);
+    get_or_post!(r, "/v2/{endpoint}/status-sync/{id}", status::status_sync);
+    get_or_post!(r, "/v2/{endpoint}/stream/{id}", stream::stream);
     post!(r, "/v2/{endpoint}/cancel/{id}", control::cancel);
     post!(r, "/v2/{endpoint}/retry/{id}", control::retry);
     post!(r, "/v2/{endpoint}/purge-queue", queue::purge_queue);
