@@ -140,10 +140,12 @@ impl Announcer {
 
     /// Publishes job messages. What fails for good is found by the reconciler: the row is the outbox.
     async fn publish(&self, mut owed: Vec<Publish>) {
+        let mut pause = false;
         for attempt in 0..PUBLISH_TRIES {
-            if attempt > 0 {
+            if pause {
                 tokio::time::sleep(PUBLISH_PAUSE * (1 << attempt)).await;
             }
+            pause = true;
             let publications = match self.publications(&owed).await {
                 Ok(publications) => publications,
                 Err(error) => {
@@ -153,7 +155,7 @@ impl Announcer {
             };
             let outcomes = self.publisher.publish_all(publications).await;
             let failed = outcomes.iter().map(|o| !o.is_stored()).collect::<Vec<_>>();
-            self.make_missing_streams(&owed, &outcomes).await;
+            pause = !self.made_missing_streams(&owed, &outcomes).await;
             if let Some(PublishOutcome::Failed(error)) = outcomes.into_iter().find(|o| !o.is_stored()) {
                 tracing::debug!(%error, "a job message was not stored");
             }
@@ -169,18 +171,21 @@ impl Announcer {
         tracing::warn!(jobs = owed.len(), "job messages were not stored; the reconciler will publish them");
     }
 
-    async fn make_missing_streams(&self, owed: &[Publish], outcomes: &[PublishOutcome]) {
+    /// Makes the streams that were missing; answers whether there is nothing else to wait for.
+    async fn made_missing_streams(&self, owed: &[Publish], outcomes: &[PublishOutcome]) -> bool {
         let missing: BTreeSet<u32> = owed
             .iter()
             .zip(outcomes)
             .filter(|(_, o)| matches!(o, PublishOutcome::Failed(PublishFailure::StreamMissing(_))))
             .map(|(p, _)| Subjects::shard_of(p.row.endpoint, self.shards))
             .collect();
-        for shard in missing {
-            if let Err(error) = self.bus.ensure_stream(shard, &self.store.facts().db_epoch).await {
+        for shard in &missing {
+            if let Err(error) = self.bus.ensure_stream(*shard, &self.store.facts().db_epoch).await {
                 tracing::debug!(shard, %error, "the work queue's stream cannot be made now");
+                return false;
             }
         }
+        !missing.is_empty()
     }
 
     async fn publications(&self, owed: &[Publish]) -> Result<Vec<Publication>, StoreError> {

@@ -1,10 +1,10 @@
 //! The tracker over NATS, on SQLite and on PostgreSQL: answers, rows and messages of every request it serves.
 
+#[macro_use]
 mod rig;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use futures::{FutureExt as _, future::BoxFuture};
 use prost::Message as _;
 use rig::*;
 use ringback_bus::{JobSubject, Lane, Verb};
@@ -17,41 +17,11 @@ use ringback_domain::{
 };
 use ringback_store::{deliveries::delivery_counts, endpoint_counts, sql, submit::Submit};
 use ringback_test_support::{
-    postgres::Postgres,
     wait::{always, until, until_true},
 };
 use v1::{Verdict, command_reply::Reply, grant_reply::Answer};
 
 const SOON: Duration = Duration::from_secs(10);
-
-macro_rules! scenarios {
-    ($($name:ident: $lease_ms:literal,)*) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                let Some((nats, _folder)) = super::broker().await else { return };
-                let mut rig = super::Rig::sqlite(&nats, $lease_ms).await;
-                super::$name(&mut rig).await;
-                rig.stop().await;
-            })*
-        }
-
-        /// One cluster for all: each scenario has a database of its own.
-        #[tokio::test(flavor = "multi_thread")]
-        async fn postgres() {
-            let Some((nats, _folder)) = broker().await else { return };
-            let Some(postgres) = Postgres::start().await else { return };
-            let all: Vec<(&str, u64, for<'a> fn(&'a mut Rig) -> BoxFuture<'a, ()>)> =
-                vec![$((stringify!($name), $lease_ms, |rig| $name(rig).boxed())),*];
-            for (name, lease_ms, scenario) in all {
-                eprintln!("{name}");
-                let mut rig = Rig::postgres(&nats, &postgres, lease_ms).await;
-                scenario(&mut rig).await;
-                rig.stop().await;
-            }
-        }
-    };
-}
 
 scenarios! {
     a_short_job_passes_through_in_progress_and_ends_once: 30_000,

@@ -24,6 +24,37 @@ use ringback_store::{
 };
 use ringback_test_support::{files::Folder, nats::NatsServer, postgres::Postgres};
 
+/// Each scenario on SQLite as a test of its own, and all of them on one PostgreSQL cluster, each with a database of its
+/// own. The number is the lease in ms.
+macro_rules! scenarios {
+    ($($name:ident: $lease_ms:literal,)*) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let Some((nats, _folder)) = $crate::rig::broker().await else { return };
+                let mut rig = $crate::rig::Rig::sqlite(&nats, $lease_ms).await;
+                super::$name(&mut rig).await;
+                rig.stop().await;
+            })*
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn postgres() {
+            use futures::FutureExt as _;
+            let Some((nats, _folder)) = rig::broker().await else { return };
+            let Some(postgres) = ringback_test_support::postgres::Postgres::start().await else { return };
+            let all: Vec<(&str, u64, for<'a> fn(&'a mut Rig) -> futures::future::BoxFuture<'a, ()>)> =
+                vec![$((stringify!($name), $lease_ms, |rig| $name(rig).boxed())),*];
+            for (name, lease_ms, scenario) in all {
+                eprintln!("{name}");
+                let mut rig = Rig::postgres(&nats, &postgres, lease_ms).await;
+                scenario(&mut rig).await;
+                rig.stop().await;
+            }
+        }
+    };
+}
+
 pub(crate) const PROJECT: ProjectId = ProjectId(1);
 pub(crate) const ENDPOINT: EndpointId = EndpointId(7);
 pub(crate) const HOOK: &str = "https://receiver.example/hook";
