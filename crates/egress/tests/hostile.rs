@@ -1,5 +1,7 @@
 //! Receivers that misbehave, over real sockets (reference/webhooks.md sections 5, 6 and 8).
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up shall fail the test")]
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

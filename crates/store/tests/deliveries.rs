@@ -1,5 +1,7 @@
 //! Deliveries, leases and secrets on real databases: SQLite always, PostgreSQL where it is installed.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up shall fail the test")]
+
 use std::sync::Arc;
 
 use ringback_contracts::{Message as _, v1};
@@ -12,7 +14,7 @@ use ringback_store::deliveries::{
     attempts_of, batch_delivery, deliveries_of, delivery_counts, delivery_counts_between, delivery_counts_of,
     due_page, insert_deliveries, job_delivery, pending_age_ms, record_outcomes, stored_of,
 };
-use ringback_store::partitions::{Take, acquire, leases, release, renew};
+use ringback_store::partitions::{Membership, Take, acquire, depart, keep_alive, leases, release, renew};
 use ringback_store::secrets::{
     SecretKey, add_secret, ensure_secret, live_secrets, set_secrets, signing_keys,
 };
@@ -54,6 +56,7 @@ on_both!(
     failed_tries_are_logged_once,
     counts_follow_the_states,
     leases_change_hands_in_order,
+    members_are_counted_while_they_live,
     secrets_are_kept_encrypted_and_rotate,
 );
 
@@ -314,6 +317,33 @@ async fn leases_change_hands_in_order(store: Store) {
     assert_eq!(held(vec![second], "b").await, vec![]);
     let all = leases(store.read()).await.unwrap();
     assert_eq!((all.len(), all[0].owner.as_str(), all[0].epoch), (1, "a", 3));
+}
+
+async fn members_are_counted_while_they_live(store: Store) {
+    let claim = take(&store, "a", 2, 60_000, Take::Expired).await.unwrap();
+    let alive = |me: &'static str, claims: Vec<Claim>, lease_ms: u64| {
+        let store = store.clone();
+        async move {
+            let claims = Arc::new(claims);
+            store
+                .write(Urgency::Now, move |tx| {
+                    let claims = Arc::clone(&claims);
+                    Box::pin(async move { keep_alive(tx, me, &claims, lease_ms).await })
+                })
+                .await
+                .unwrap()
+        }
+    };
+    let seen = alive("a", vec![claim], 60_000).await;
+    assert_eq!(seen, Membership { held: vec![claim], taken: vec![2], members: 1 });
+    let seen = alive("b", vec![], 60_000).await;
+    assert_eq!(seen, Membership { held: vec![], taken: vec![2], members: 2 });
+    // One that does not renew, and one that says that it leaves.
+    alive("c", vec![], 0).await;
+    assert_eq!(alive("a", vec![claim], 60_000).await.members, 2);
+    store.write(Urgency::Now, move |tx| Box::pin(depart(tx, "b"))).await.unwrap();
+    assert_eq!(alive("a", vec![claim], 60_000).await.members, 1);
+    assert_eq!(leases(store.read()).await.unwrap().len(), 1, "members are no leases");
 }
 
 async fn secrets_are_kept_encrypted_and_rotate(store: Store) {

@@ -265,10 +265,10 @@ impl Book {
             self.settle_unsent(&owed, attempts, DeliveryState::Superseded, None, now_ms);
             return Offer::Taken;
         }
-        let chain = self.chains.get(&key);
-        if chain.is_some_and(|chain| chain.entries.iter().any(|e| e.owed.seq == seq)) {
+        if self.knows(key, seq, due_at_ms, source, now_ms) {
             return Offer::Known;
         }
+        let chain = self.chains.get(&key);
         // A chain in memory takes all of its own, or its order would be lost.
         if chain.is_none() {
             if self.held >= self.limits.held || self.bytes >= self.limits.bytes {
@@ -290,6 +290,21 @@ impl Book {
         };
         self.insert(owed, attempts, due_at_ms, check, now_ms);
         Offer::Taken
+    }
+
+    /// Whether the delivery is in memory. One that was held back (a batch that was not open yet) may have been read
+    /// with its later time; its announcement says that it is due now.
+    fn knows(&mut self, key: ChainKey, seq: u32, due_at_ms: i64, source: Source, now_ms: i64) -> bool {
+        let Some(chain) = self.chains.get_mut(&key) else { return false };
+        let Some(at) = chain.entries.iter().position(|e| e.owed.seq == seq) else { return false };
+        let entry = &mut chain.entries[at];
+        if source != Source::Read && entry.attempts == 0 && due_at_ms < entry.due_at_ms {
+            entry.due_at_ms = due_at_ms;
+            if at == 0 && chain.phase == Phase::Waiting {
+                self.advance(key, now_ms);
+            }
+        }
+        true
     }
 
     fn insert(&mut self, owed: Owed, attempts: u32, due_at_ms: i64, check: bool, now_ms: i64) {

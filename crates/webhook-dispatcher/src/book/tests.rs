@@ -342,6 +342,19 @@ fn memory_is_bounded() {
 }
 
 #[test]
+fn an_announcement_releases_what_was_held_back() {
+    let mut book = Book::new(limits());
+    read(&mut book, owed(1, 1, false, 1), 0, NOW + 900_000);
+    assert!(book.begin(NOW).is_none());
+    assert_eq!(announce(&mut book, owed(1, 1, false, 1)), Offer::Known);
+    assert_eq!(book.begin(NOW).unwrap().n, 1);
+    // A retry is not hurried by a repeated announcement.
+    read(&mut book, owed(2, 1, true, 1), 1, NOW + 9_000);
+    assert_eq!(announce(&mut book, owed(2, 1, true, 1)), Offer::Known);
+    assert!(book.begin(NOW).is_none());
+}
+
+#[test]
 fn what_could_not_begin_is_no_try() {
     let mut book = Book::new(limits());
     announce(&mut book, owed(1, 1, true, 1));

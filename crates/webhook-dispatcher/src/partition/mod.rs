@@ -17,7 +17,7 @@ use ringback_store::deliveries::{Claim, DeliveryState};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until};
 
-use self::reader::{Page, Reader};
+use self::reader::{Page, Reader, Taken};
 use self::recorder::Recorder;
 use crate::book::{Book, Change, Flight, Offer, Offered, Source};
 use crate::send::{Landing, fly};
@@ -309,7 +309,7 @@ impl Partition {
                 }
             }
         }
-        let (mut taken, mut full) = (0, false);
+        let mut taken = Taken::default();
         for row in page.stored {
             if row.state != DeliveryState::Pending {
                 continue;
@@ -321,13 +321,14 @@ impl Partition {
             };
             let offered = Offered { owed, attempts: row.attempts, due_at_ms, source: Source::Read };
             match self.book.offer(offered, now) {
-                Offer::Taken => taken += 1,
-                Offer::Known | Offer::Deferred => {}
-                Offer::Full => full = true,
+                Offer::Taken => taken.taken += 1,
+                Offer::Known => {}
+                Offer::Deferred => taken.deferred += 1,
+                Offer::Full => taken.full = true,
             }
         }
         self.book.checked(&page.checked, now);
-        self.reader.finish(page.cursor, taken, full);
+        self.reader.finish(page.cursor, taken);
     }
 
     fn recorded(

@@ -18,6 +18,7 @@ const PAGE: u32 = 500;
 const SWEEP: Duration = Duration::from_secs(5);
 /// A sweep may use this part of the time: one in so many.
 const SWEEP_SHARE: u32 = 20;
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A sweep leaves alone what has only just come due: it is in memory or announced.
 const SWEEP_GRACE_MS: i64 = 1_000;
 const RETRY: Duration = Duration::from_millis(500);
@@ -46,7 +47,8 @@ struct Round {
     after: DueAfter,
     due_ms: i64,
     refill: bool,
-    began: Instant,
+    /// Time spent in SQL.
+    spent: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +71,7 @@ pub(super) struct Reader {
     asked: Vec<Uuid>,
     sweep_at: Instant,
     not_before: Option<Instant>,
+    began: Instant,
 }
 
 impl Reader {
@@ -83,6 +86,7 @@ impl Reader {
             asked: Vec::new(),
             sweep_at: Instant::now() + SWEEP,
             not_before: None,
+            began: Instant::now(),
         }
     }
 
@@ -121,6 +125,7 @@ impl Reader {
         if self.reading.is_some() || self.not_before.is_some_and(|at| at > now) {
             return;
         }
+        self.began = now;
         if !self.checks.is_empty() {
             self.checks.sort_unstable();
             self.checks.dedup();
@@ -143,7 +148,7 @@ impl Reader {
                 after: DueAfter::START,
                 due_ms: now_ms - grace_ms,
                 refill: want == Want::Refill,
-                began: now,
+                spent: Duration::ZERO,
             });
         }
         if let Some(round) = self.round {
@@ -157,7 +162,10 @@ impl Reader {
         let result = reading.await;
         self.reading = None;
         match &result {
-            Ok(_) => {
+            Ok(page) => {
+                if let (Cursor::Round(_), Some(round)) = (page.cursor, self.round.as_mut()) {
+                    round.spent += self.began.elapsed();
+                }
                 self.asked.clear();
                 self.not_before = None;
             }
@@ -169,23 +177,36 @@ impl Reader {
         result
     }
 
-    /// The page was taken into the book: so many were new; `full` says that the rest of it had no room.
-    pub(super) fn finish(&mut self, cursor: Cursor, taken: usize, full: bool) {
+    /// The page was taken into the book.
+    pub(super) fn finish(&mut self, cursor: Cursor, page: Taken) {
         let Cursor::Round(next) = cursor else { return };
         let Some(round) = self.round.as_mut() else { return };
-        if full {
+        if page.full {
             // The same page once more when there is room; what was taken is known then.
             return;
         }
+        // What looks for more of a target stops where that target has no room; what is in memory does not count.
+        let enough = round.refill && page.taken == 0 && page.deferred > 0;
         match next {
-            Some(after) if !(round.refill && taken == 0) => round.after = after,
+            Some(after) if !enough => round.after = after,
             Some(_) | None => {
-                let pause = round.began.elapsed() * SWEEP_SHARE;
+                let pause = (round.spent * SWEEP_SHARE).min(LONGEST_PAUSE);
                 self.sweep_at = self.sweep_at.max(Instant::now() + pause);
                 self.round = None;
             }
         }
     }
+}
+
+/// What became of a page.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// New in memory.
+    pub taken: usize,
+    /// Left in SQL, because their target has no room.
+    pub deferred: usize,
+    /// Memory is full: the rest of the page was left.
+    pub full: bool,
 }
 
 async fn page(store: Store, partition: u16, round: Round) -> Result<Page, StoreError> {
