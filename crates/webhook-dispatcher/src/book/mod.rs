@@ -501,6 +501,9 @@ impl Book {
 
     /// Puts a chain that does not fly where it belongs.
     fn advance(&mut self, key: ChainKey, now_ms: i64) {
+        if self.settled.get(&key).is_some_and(|settled| settled.gone) {
+            self.end_gone(key, now_ms);
+        }
         self.supersede(key, false, now_ms);
         let Some(chain) = self.chains.get_mut(&key) else { return };
         let Some(head) = chain.entries.first() else {
@@ -552,9 +555,20 @@ impl Book {
         }
     }
 
-    /// Remembers from SQL that a target said 410.
-    pub(crate) fn note_gone(&mut self, key: ChainKey) {
-        self.settled.note_gone(key);
+    /// Remembers from SQL that a target said 410, and ends what waits for it.
+    pub(crate) fn note_gone(&mut self, key: ChainKey, now_ms: i64) {
+        match self.chains.get(&key) {
+            // What flies ends by its own answer; what comes behind it is judged then.
+            Some(chain) if chain.phase == Phase::Flying => self.settled.note_gone(key),
+            Some(chain) => {
+                if let (Phase::Ready, Some(head)) = (chain.phase, chain.entries.first()) {
+                    self.gates.withdraw(head.owed.gate, key);
+                }
+                self.end_gone(key, now_ms);
+                self.chains.remove(&key);
+            }
+            None => self.settled.note_gone(key),
+        }
     }
 
     /// Remembers from SQL that a delivery has ended.

@@ -164,6 +164,24 @@ fn gone_ends_everything_for_that_target_and_nothing_else() {
 }
 
 #[test]
+fn a_target_that_was_gone_before_the_restart_stays_gone() {
+    let mut book = Book::new(limits());
+    announce(&mut book, owed(1, 2, false, 1));
+    announce(&mut book, owed(2, 1, false, 1));
+    announce(&mut book, owed(2, 2, true, 1));
+    let asked = book.take_checks();
+    for owner in [1, 2] {
+        book.note_gone(ChainKey { owner: Uuid::from_u128(owner), target: 0 }, NOW);
+    }
+    book.checked(&asked, NOW);
+    assert!(book.begin(NOW).is_none());
+    let dead = (DeliveryState::Dead, Some("target_gone".to_owned()));
+    let ends: Vec<_> = book.take_changes().into_iter().map(|c| (c.state, c.last_error)).collect();
+    assert_eq!(ends, vec![dead; 3]);
+    assert_eq!(book.held(), 0);
+}
+
+#[test]
 fn repeated_announcements_and_rows_on_their_way_are_known() {
     let mut book = Book::new(limits());
     assert_eq!(announce(&mut book, owed(1, 1, false, 1)), Offer::Taken);

@@ -305,7 +305,7 @@ impl Partition {
             if let Some(key) = reader::key_of(row) {
                 self.book.note_settled(key, row.delivery.seq, row.delivery.terminal);
                 if row.state == DeliveryState::Dead && row.last_status == Some(410) {
-                    self.book.note_gone(key);
+                    self.book.note_gone(key, now);
                 }
             }
         }
