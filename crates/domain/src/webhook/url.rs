@@ -133,9 +133,15 @@ fn check_host(url: &Url, policy: &UrlPolicy) -> Result<Place, UrlError> {
     policy
         .addresses
         .check(literal)
-        .map_err(|range| UrlError::Address { host: url.host_str().unwrap_or_default().to_owned(), range })?;
+        .map_err(|range| UrlError::Address { host: shown(url.host_str().unwrap_or_default(), literal), range })?;
     let opened = policy.addresses.allow_loopback && literal.is_loopback();
     Ok(if opened { Place::Loopback } else { Place::Elsewhere })
+}
+
+/// The host as it was read, and the address that it means where that is not plain to see.
+fn shown(host: &str, literal: IpAddr) -> String {
+    let literal = literal.to_string();
+    if host.trim_matches(['[', ']']) == literal { literal } else { format!("{host} ({literal})") }
 }
 
 #[cfg(test)]
@@ -199,6 +205,8 @@ mod tests {
         let long = format!("https://example.com/{}", "a".repeat(2048));
         assert_eq!(refused(&long), UrlError::TooLong(long.len()));
         assert!(refused("https://10.0.0.1/").to_string().contains("webhooks.allow_private"));
+        assert!(refused("https://10.0.0.1/").to_string().contains("address 10.0.0.1 is"));
+        assert!(refused("https://[::ffff:192.168.0.1]/").to_string().contains("[::ffff:c0a8:1] (192.168.0.1)"));
     }
 
     #[test]
