@@ -2,7 +2,9 @@
 
 use ringback_domain::{
     AttemptRef, JobId, Nonce, TimestampMs,
-    job::{Applied, EndReason, Ended, Grant, Job, JobEvent, JobState, Live, apply, decide_grant, expand, submit},
+    job::{
+        Applied, EndReason, Ended, Grant, Job, JobEvent, JobState, Live, apply, decide_grant, expand, submit,
+    },
     policy::Policy,
 };
 
@@ -31,11 +33,8 @@ fn ended() -> Ended {
 
 #[test]
 fn a_grant_follows_the_table() {
-    let terminal =
-        [JobState::Completed, JobState::Failed, JobState::Cancelled, JobState::TimedOut].map(|s| Job {
-            state: s(ended()),
-            ..queued()
-        });
+    let terminal = [JobState::Completed, JobState::Failed, JobState::Cancelled, JobState::TimedOut]
+        .map(|s| Job { state: s(ended()), ..queued() });
     let wait = |after_ms| Grant::Wait { after_ms };
     let cases = [
         // Attempt 1 may run unreported on the worker that got the first delivery.

@@ -1,10 +1,14 @@
 //! Random histories of a job, with duplicates, reordering, expiry and words of attempts long closed: the invariants
 //! J1 to J5 hold after every step, a repeated event does nothing, and what is owed is what was announced.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its report")]
 
 use proptest::prelude::*;
 use ringback_domain::{
     AttemptRef, JobId, Nonce, TimestampMs,
-    job::{Applied, CancelReason, Effect, Grant, Job, JobEvent, apply, check, check_step, decide_grant, expand, submit},
+    job::{
+        Applied, CancelReason, Effect, Grant, Job, JobEvent, apply, check, check_step, decide_grant, expand,
+        submit,
+    },
     policy::Policy,
     target::EventScope,
 };
@@ -17,16 +21,25 @@ enum Op {
     /// Time passes.
     Wait(u16),
     /// Somebody asks for a grant with the newest or an older message.
-    AskGrant { older: bool },
+    AskGrant {
+        older: bool,
+    },
     /// A worker says something for one of the attempts it ever had; `kind` chooses what.
-    Say { who: usize, kind: u8 },
+    Say {
+        who: usize,
+        kind: u8,
+    },
     /// The first delivery is taken by a further worker that does not ask.
     TakeFirst,
     Lease,
     Ttl,
     Cancel(u8),
-    Retry { native: bool },
-    MessageLost { older: bool },
+    Retry {
+        native: bool,
+    },
+    MessageLost {
+        older: bool,
+    },
     /// Something that was applied before arrives again.
     Repeat(usize),
 }
@@ -117,7 +130,8 @@ impl World {
             },
             Op::Ttl => vec![JobEvent::TtlExpired],
             Op::Cancel(n) => {
-                let reason = [CancelReason::Requested, CancelReason::Purged, CancelReason::Batch][usize::from(*n)];
+                let reason =
+                    [CancelReason::Requested, CancelReason::Purged, CancelReason::Batch][usize::from(*n)];
                 vec![JobEvent::Cancel { reason }]
             }
             Op::Retry { native } => vec![JobEvent::Retry { native: *native }],
@@ -167,7 +181,9 @@ impl World {
         for event in expand(&self.job, event, "w", self.now, self.lease()) {
             let before = self.job.clone();
             let (next, effects) = match apply(&before, &event, self.now, &self.policy) {
-                Ok(Applied::Changed { next, effects } | Applied::Renewed { next, effects }) => (next, effects),
+                Ok(Applied::Changed { next, effects } | Applied::Renewed { next, effects }) => {
+                    (next, effects)
+                }
                 Ok(Applied::Unchanged) | Err(_) => continue,
             };
             check_step(&before, &next).unwrap_or_else(|v| panic!("{v:?}: {event:?}\n{before:?}\n{next:?}"));
@@ -201,7 +217,11 @@ impl World {
                 }
                 Effect::DropMessage { run, publish } => {
                     assert!(next.status().is_terminal());
-                    assert_eq!((*run, *publish), (next.run, next.publish), "only the newest message is dropped");
+                    assert_eq!(
+                        (*run, *publish),
+                        (next.run, next.publish),
+                        "only the newest message is dropped"
+                    );
                 }
                 Effect::CloseAttempt(end) => assert!(end.attempt <= next.last_attempt.max(1)),
                 Effect::Stop { attempt, .. } => assert!(*attempt <= next.last_attempt),

@@ -2,6 +2,7 @@
 //! rendering in docs/job-state-table.md.
 //!
 //! `UPDATE_DOCS=1 cargo test -p ringback-domain --test job_table` rewrites the document.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its report")]
 
 mod table {
     pub(crate) mod cells;
@@ -29,7 +30,10 @@ fn every_event_in_every_state_does_what_the_hand_written_table_says() {
                 [(n, rule)] => {
                     used.insert(*n);
                     if rule.what != got {
-                        wrong.push(format!("{} {} in {}: table `{}`, code `{got}`", c.event, c.variant, s.name, rule.what));
+                        wrong.push(format!(
+                            "{} {} in {}: table `{}`, code `{got}`",
+                            c.event, c.variant, s.name, rule.what
+                        ));
                     }
                 }
                 [] => wrong.push(format!("{} {} in {}: no rule; code `{got}`", c.event, c.variant, s.name)),

@@ -58,8 +58,7 @@ impl Context {
     pub(crate) async fn command(&self, command: Command) -> Result<v1::CountReply, PassError> {
         fault::point("reconciler.command.before");
         let message = v1::Command { version: VERSION, command: Some(command) };
-        let answer =
-            self.bus.request(Verb::Command, message.encode_to_vec().into(), COMMAND_WITHIN).await?;
+        let answer = self.bus.request(Verb::Command, message.encode_to_vec().into(), COMMAND_WITHIN).await?;
         fault::point("reconciler.command.after");
         let reply = v1::CommandReply::decode(answer)
             .map_err(|error| PassError::Refused(format!("its answer cannot be read: {error}")))?;
@@ -87,7 +86,8 @@ impl Context {
     /// Announces deliveries that a pass inserted.
     pub(crate) async fn announce(&self, deliveries: Vec<v1::Delivery>) {
         for delivery in deliveries {
-            let partition = ringback_store::deliveries::partition_of(&delivery.owner_id, self.batches.partitions);
+            let partition =
+                ringback_store::deliveries::partition_of(&delivery.owner_id, self.batches.partitions);
             self.announcer
                 .announce(partition, |publisher, counter| {
                     let deliveries = vec![delivery];

@@ -20,9 +20,10 @@ use tokio::{
 
 pub use context::PassError;
 pub use passes::{
-    batches::Report as BatchesReport, counters::Report as CountersReport, deliveries::Report as DeliveriesReport,
-    due::Report as DueReport, identity::Report as IdentityReport, orphans::Report as OrphansReport,
-    retention::Report as RetentionReport, streams::Report as StreamsReport, workers::Report as WorkersReport,
+    batches::Report as BatchesReport, counters::Report as CountersReport,
+    deliveries::Report as DeliveriesReport, due::Report as DueReport, identity::Report as IdentityReport,
+    orphans::Report as OrphansReport, retention::Report as RetentionReport, streams::Report as StreamsReport,
+    workers::Report as WorkersReport,
 };
 
 use context::Context;
@@ -70,10 +71,10 @@ impl App {
             let now = *connectivity.borrow();
             now.connected_since.filter(|_| now.connected)
         });
-        let kept = |e: &ringback_service_runtime::config::EndpointConfig| {
-            e.retention.resolve().delivery_attempts_ms
-        };
-        let default_ms = ringback_service_runtime::config::RetentionConfig::default().resolve().delivery_attempts_ms;
+        let kept =
+            |e: &ringback_service_runtime::config::EndpointConfig| e.retention.resolve().delivery_attempts_ms;
+        let default_ms =
+            ringback_service_runtime::config::RetentionConfig::default().resolve().delivery_attempts_ms;
         let context = Context {
             announcer: DeliveryAnnouncer::new(bus.clone(), partitions),
             batches: BatchEnv { public_url, partitions },

@@ -1,5 +1,6 @@
 //! Every pass against a real broker, a real database and a real tracker: what it finds, what it repairs, what it
 //! leaves alone, and that a second run finds nothing.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its report")]
 
 #[path = "../../state-tracker/tests/rig/mod.rs"]
 #[macro_use]
@@ -19,7 +20,10 @@ use ringback_service_runtime::{
     config::BlobsConfig,
     time,
 };
-use ringback_store::{Urgency, sql, submit::{InputAt, Submit}};
+use ringback_store::{
+    Urgency, sql,
+    submit::{InputAt, Submit},
+};
 use ringback_test_support::{
     files::Folder,
     wait::{until, until_true},
@@ -144,7 +148,11 @@ async fn a_lost_stream_is_rebuilt_from_sql(rig: &mut Rig) {
     for id in &ids[2..] {
         until_true("a new message", SOON, || stored(rig, *id, 1)).await;
     }
-    assert_eq!(rig.bus.stream_state(1).await.unwrap().unwrap().messages, 38, "ended and running jobs get none");
+    assert_eq!(
+        rig.bus.stream_state(1).await.unwrap().unwrap().messages,
+        38,
+        "ended and running jobs get none"
+    );
     let report = bench.app.streams().await.unwrap();
     assert_eq!((report.remade, report.missing), (0, 0), "{report:?}");
 }
@@ -174,7 +182,8 @@ async fn due_jobs_are_judged_by_an_observer_that_saw_their_lease(rig: &mut Rig) 
     let attempt = first();
     rig.beat("w1", &[(ids[1], attempt)]).await;
     let running = rig.row(ids[1]).await.job.state.live().unwrap().lease_until;
-    until_true("the lease to run out", SOON, || async { rig.store.now_ms().await.unwrap() > running.0 }).await;
+    until_true("the lease to run out", SOON, || async { rig.store.now_ms().await.unwrap() > running.0 })
+        .await;
     // This observer has just begun.
     let bench = reconciler(rig).await;
     let report = bench.app.due().await.unwrap();
@@ -209,7 +218,13 @@ async fn batches_come_to_their_end(rig: &mut Rig) {
     )
     .await;
     rig.execute("DELETE FROM deliveries WHERE event >= 100").await;
-    write(rig, "UPDATE batches SET cancel_marker = 1, next_check_at_ms = $2 WHERE id = $1", as_job(marked), 1).await;
+    write(
+        rig,
+        "UPDATE batches SET cancel_marker = 1, next_check_at_ms = $2 WHERE id = $1",
+        as_job(marked),
+        1,
+    )
+    .await;
     write(rig, "UPDATE batches SET opened_at_ms = $2 WHERE id = $1", as_job(wrong), 1).await;
     let report = bench.app.batches().await.unwrap();
     assert_eq!(
@@ -261,7 +276,13 @@ async fn retention_takes_what_nobody_needs_and_keeps_the_books(rig: &mut Rig) {
     assert_eq!((nothing.jobs, nothing.postponed), (0, 4), "pending deliveries hold their jobs: {nothing:?}");
     rig.execute("UPDATE jobs SET next_check_at_ms = 1 WHERE retain_failed_ms = 0").await;
     rig.execute("UPDATE deliveries SET state = 1").await;
-    write(rig, "UPDATE deliveries SET state = 2, ended_at_ms = $2 WHERE owner_id = $1", ids[1], time::now_ms()).await;
+    write(
+        rig,
+        "UPDATE deliveries SET state = 2, ended_at_ms = $2 WHERE owner_id = $1",
+        ids[1],
+        time::now_ms(),
+    )
+    .await;
     // Retried meanwhile: it lives.
     assert!(matches!(rig.retry(ids[2], true).await, v1::command_reply::Reply::Job(_)));
     let report = bench.app.retention().await.unwrap();
@@ -375,7 +396,8 @@ async fn what_belongs_to_nobody_is_swept(rig: &mut Rig) {
 
     rig.heartbeat(beat_of("w1", &[])).await;
     rig.heartbeat(beat_of("w2", &[])).await;
-    until_true("both workers", SOON, || async { rig.number("SELECT COUNT(*) FROM workers").await == 2 }).await;
+    until_true("both workers", SOON, || async { rig.number("SELECT COUNT(*) FROM workers").await == 2 })
+        .await;
     rig.execute("UPDATE workers SET last_beat_ms = 1 WHERE id = 'w1'").await;
     let report = bench.app.workers().await.unwrap();
     assert_eq!((report.living, report.forgotten), (1, 1));
@@ -390,7 +412,13 @@ async fn two_reconcilers_repair_everything_by_themselves(rig: &mut Rig) {
     let ids = rig.submit((0..30).map(|_| new_job()).collect()).await;
     let expiring = rig.submit(vec![Submit { ttl_ms: Some(1), ..new_job() }]).await;
     let (marked, in_batch) = rig.batch(4, false).await;
-    write(rig, "UPDATE batches SET cancel_marker = 2, next_check_at_ms = $2 WHERE id = $1", as_job(marked), 1).await;
+    write(
+        rig,
+        "UPDATE batches SET cancel_marker = 2, next_check_at_ms = $2 WHERE id = $1",
+        as_job(marked),
+        1,
+    )
+    .await;
     let (one, two) = (reconciler(rig).await, reconciler(rig).await);
     let shutdown = Shutdown::new();
     let runs: Vec<_> = [one.app, two.app]
@@ -408,7 +436,10 @@ async fn two_reconcilers_repair_everything_by_themselves(rig: &mut Rig) {
     })
     .await;
     for id in &in_batch {
-        until_true("the batch to be cancelled", SOON, || async { rig.status(*id).await == JobStatus::Cancelled }).await;
+        until_true("the batch to be cancelled", SOON, || async {
+            rig.status(*id).await == JobStatus::Cancelled
+        })
+        .await;
     }
     // The broker's data vanish while both run.
     assert!(rig.bus.delete_stream(1).await.unwrap());

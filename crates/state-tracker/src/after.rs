@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use prost::Message as _;
 use ringback_bus::{
-    Bus, DeliveryAnnouncer, JobPublisher, JobSubject, Lane, Publication, PublishFailure, PublishOutcome, Subjects,
+    Bus, DeliveryAnnouncer, JobPublisher, JobSubject, Lane, Publication, PublishFailure, PublishOutcome,
+    Subjects,
 };
 use ringback_contracts::v1;
 use ringback_domain::{BatchId, EndpointId, JobId};

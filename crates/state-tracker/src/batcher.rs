@@ -66,7 +66,8 @@ impl Batcher {
             return Ok(Vec::new());
         }
         let (reply, answer) = oneshot::channel();
-        let closed = || FoldError::Unavailable(StoreError::Transient { detail: "the tracker ends".to_owned() });
+        let closed =
+            || FoldError::Unavailable(StoreError::Transient { detail: "the tracker ends".to_owned() });
         self.queue.send(Waiting { units, reply }).await.map_err(|_| closed())?;
         answer.await.map_err(|_| FoldError::Unknown)?
     }
@@ -139,7 +140,11 @@ async fn work(parts: Arc<Parts>, batch: Vec<Waiting>, permit: OwnedSemaphorePerm
 
 impl Parts {
     /// Commits a stretch of the units; one that cannot be applied is found by halving and put aside (P9).
-    fn commit<'a>(&'a self, units: &'a Arc<[Unit]>, part: Range<usize>) -> BoxFuture<'a, Result<Folded, FoldError>> {
+    fn commit<'a>(
+        &'a self,
+        units: &'a Arc<[Unit]>,
+        part: Range<usize>,
+    ) -> BoxFuture<'a, Result<Folded, FoldError>> {
         Box::pin(async move {
             let error = match self.transaction(units, part.clone()).await {
                 Ok(folded) => return Ok(folded),

@@ -80,7 +80,12 @@ impl Commands {
         Ok(Reply::Count(v1::CountReply { changed, more }))
     }
 
-    async fn mark(&self, project: ProjectId, batch: BatchId, by_request: bool) -> Result<CancelMark, FoldError> {
+    async fn mark(
+        &self,
+        project: ProjectId,
+        batch: BatchId,
+        by_request: bool,
+    ) -> Result<CancelMark, FoldError> {
         let write = self
             .store
             .write(Urgency::Now, move |tx| Box::pin(mark_cancelled(tx, project, batch, by_request)))
@@ -107,7 +112,8 @@ impl Commands {
         project: Option<ProjectId>,
         reason: CancelReason,
     ) -> Result<u32, FoldError> {
-        let units = jobs.into_iter().map(|job| Unit { job, what: What::Cancel { project, reason } }).collect();
+        let units =
+            jobs.into_iter().map(|job| Unit { job, what: What::Cancel { project, reason } }).collect();
         Ok(changed(&self.batcher.submit(units).await?))
     }
 
@@ -163,7 +169,9 @@ fn job_reply(answer: Answer) -> Reply {
         }),
         Answer::NotFound => not_found(),
         Answer::Conflict { status, detail } => refusal(Why::Conflict, &detail, Some(status)),
-        Answer::Quarantined => refusal(Why::Unspecified, "the command could not be applied and was put aside", None),
+        Answer::Quarantined => {
+            refusal(Why::Unspecified, "the command could not be applied and was put aside", None)
+        }
         Answer::Verdict(_) | Answer::Stop(_) | Answer::Grant(_) => {
             refusal(Why::Unspecified, "the command has no such answer", None)
         }

@@ -18,11 +18,7 @@ use ringback_bus::{Bus, BusError, Verb};
 use ringback_domain::BatchId;
 use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown};
 use ringback_store::{
-    Store,
-    batches_fold::BatchEnv,
-    observer::Observer,
-    sea_orm::DatabaseBackend,
-    secrets::SecretKey,
+    Store, batches_fold::BatchEnv, observer::Observer, sea_orm::DatabaseBackend, secrets::SecretKey,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::task::TaskTracker;
@@ -109,8 +105,7 @@ impl App {
             now.connected_since.filter(|_| now.connected)
         });
         let tasks = TaskTracker::new();
-        let (announcer, cancel_rest) =
-            Announcer::new(bus.clone(), store.clone(), secret_key, tasks.clone());
+        let (announcer, cancel_rest) = Announcer::new(bus.clone(), store.clone(), secret_key, tasks.clone());
         let announcer = Arc::new(announcer);
         let postgres = store.read().get_database_backend() == DatabaseBackend::Postgres;
         let parts = Parts {

@@ -107,13 +107,15 @@ impl Server {
         metrics::histogram!("ringback_tracker_request_seconds", "verb" => label).record(began.elapsed());
         match answered {
             Ok(reply) => {
-                metrics::counter!("ringback_tracker_requests_total", "verb" => label, "answer" => "yes").increment(1);
+                metrics::counter!("ringback_tracker_requests_total", "verb" => label, "answer" => "yes")
+                    .increment(1);
                 if let Err(error) = request.respond(reply).await {
                     tracing::debug!(%error, verb = label, "an answer was not sent; its sender repeats the request");
                 }
             }
             Err(why) => {
-                metrics::counter!("ringback_tracker_requests_total", "verb" => label, "answer" => "no").increment(1);
+                metrics::counter!("ringback_tracker_requests_total", "verb" => label, "answer" => "no")
+                    .increment(1);
                 tracing::warn!(verb = label, error = %why, "a request gets no answer; its sender repeats it");
                 if let Silence::Unreadable(error) = why {
                     self.keep_unreadable(label, &error, &payload).await;
@@ -213,7 +215,9 @@ impl Server {
         for attempt in &beat.attempts {
             match convert::beat_of(&worker, attempt) {
                 Ok(unit) => units.push(unit),
-                Err(error) => tracing::error!(%error, %worker, "a malformed attempt in a heartbeat is ignored"),
+                Err(error) => {
+                    tracing::error!(%error, %worker, "a malformed attempt in a heartbeat is ignored")
+                }
             }
         }
         let listed = units.len();

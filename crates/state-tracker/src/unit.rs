@@ -100,7 +100,10 @@ pub(crate) enum Answer {
     Grant(v1::grant_reply::Answer),
     Job(JobAnswer),
     NotFound,
-    Conflict { status: JobStatus, detail: String },
+    Conflict {
+        status: JobStatus,
+        detail: String,
+    },
     /// It could not be applied and is kept for people.
     Quarantined,
 }

@@ -1,4 +1,5 @@
 //! The tracker over NATS, on SQLite and on PostgreSQL: answers, rows and messages of every request it serves.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its report")]
 
 #[macro_use]
 mod rig;
@@ -10,15 +11,11 @@ use rig::*;
 use ringback_bus::{JobSubject, Lane, Verb};
 use ringback_contracts::{VERSION, attempt_to_wire, history_of, v1};
 use ringback_domain::{
-    AttemptRef, EndpointId, JobId, JobStatus, Nonce, ProjectId,
-    job::EndReason,
-    policy::Policy,
+    AttemptRef, EndpointId, JobId, JobStatus, Nonce, ProjectId, job::EndReason, policy::Policy,
     target::Target,
 };
 use ringback_store::{deliveries::delivery_counts, endpoint_counts, sql, submit::Submit};
-use ringback_test_support::{
-    wait::{always, until, until_true},
-};
+use ringback_test_support::wait::{always, until, until_true};
 use v1::{Verdict, command_reply::Reply, grant_reply::Answer};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -128,7 +125,9 @@ async fn the_first_heartbeat_starts_an_attempt_and_later_ones_renew_it(rig: &mut
     let ended = rig.job().await;
     let of_ended = first();
     assert_eq!(rig.outcome("w1", success(ended, of_ended, "1")).await, Verdict::Committed);
-    let stop = rig.beat("w2", &[(job, other), (job, wild), (gone, attempt), (ended, of_ended), (job, attempt)]).await;
+    let stop = rig
+        .beat("w2", &[(job, other), (job, wild), (gone, attempt), (ended, of_ended), (job, attempt)])
+        .await;
     let reasons: Vec<&str> = stop.iter().map(|s| s.reason.as_str()).collect();
     assert_eq!(reasons, ["superseded", "superseded", "unknown", "succeeded"]);
     assert_eq!(stop[0].attempt, Some(attempt_to_wire(&job, &other)));
@@ -187,7 +186,10 @@ async fn a_redelivered_message_needs_a_grant(rig: &mut Rig) {
         rig.row(job).await.job.state.live().unwrap().lease_until > before
     })
     .await;
-    assert!(matches!(rig.grant("w1", job, 1, 0).await, Answer::Wait(_)), "it runs: the same message came twice");
+    assert!(
+        matches!(rig.grant("w1", job, 1, 0).await, Answer::Wait(_)),
+        "it runs: the same message came twice"
+    );
     for (run, publish) in [(1, 1), (2, 0)] {
         assert!(matches!(rig.grant("w2", job, run, publish).await, Answer::Drop(_)));
     }
@@ -264,8 +266,11 @@ async fn cancel_is_idempotent_and_stays_in_its_project(rig: &mut Rig) {
 }
 
 async fn publish(rig: &Rig, job: JobId, run: u32, publish: u32) {
-    let publication =
-        ringback_bus::Publication { subject: subject(job, run, publish), payload: "x".into(), traceparent: None };
+    let publication = ringback_bus::Publication {
+        subject: subject(job, run, publish),
+        payload: "x".into(),
+        traceparent: None,
+    };
     assert!(rig.bus.job_publisher().publish(publication).await.is_stored());
 }
 
@@ -278,7 +283,8 @@ async fn a_purge_ends_queued_jobs_and_deletes_exactly_their_messages(rig: &mut R
         publish(rig, *id, 1, 0).await;
     }
     rig.beat("w1", &[(ids[1], first())]).await;
-    let purge = |limit| v1::command::Command::Purge(v1::PurgeQueue { project_id: 1, endpoint_id: ENDPOINT.0, limit });
+    let purge =
+        |limit| v1::command::Command::Purge(v1::PurgeQueue { project_id: 1, endpoint_id: ENDPOINT.0, limit });
     for (changed, more) in [(1, true), (1, true), (0, false)] {
         let Reply::Count(count) = rig.command(purge(1)).await else { panic!("refused") };
         assert_eq!((count.changed, count.more), (changed, more));
@@ -354,7 +360,12 @@ async fn a_failure_cancels_the_rest_of_its_batch_and_nobody_else(rig: &mut Rig) 
     assert_eq!(rig.number(BATCH_DELIVERIES).await, 1);
     assert_eq!(rig.status(other).await, JobStatus::InQueue);
     assert_eq!(rig.beat("w1", &[(jobs[1], running)]).await[0].reason, "batch_cancelled");
-    let command = v1::CancelBatch { project_id: 1, batch_id: batch.as_bytes().to_vec().into(), limit: 10, by_request: true };
+    let command = v1::CancelBatch {
+        project_id: 1,
+        batch_id: batch.as_bytes().to_vec().into(),
+        limit: 10,
+        by_request: true,
+    };
     let foreign = v1::CancelBatch { project_id: 2, ..command.clone() };
     let reply = rig.command(v1::command::Command::CancelBatch(command)).await;
     assert_eq!(reply, Reply::Count(v1::CountReply { changed: 0, more: false }), "it has ended");
@@ -362,8 +373,12 @@ async fn a_failure_cancels_the_rest_of_its_batch_and_nobody_else(rig: &mut Rig) 
 
     // By request, in chunks.
     let (batch, jobs) = rig.batch(3, false).await;
-    let command =
-        |by_request| v1::CancelBatch { project_id: 1, batch_id: batch.as_bytes().to_vec().into(), limit: 2, by_request };
+    let command = |by_request| v1::CancelBatch {
+        project_id: 1,
+        batch_id: batch.as_bytes().to_vec().into(),
+        limit: 2,
+        by_request,
+    };
     let nothing = rig.command(v1::command::Command::CancelBatch(command(false))).await;
     assert_eq!(nothing, Reply::Count(v1::CountReply { changed: 0, more: false }), "nobody asked for it");
     let mut changed = 0;
@@ -433,14 +448,16 @@ async fn a_lease_is_judged_only_by_an_observer_that_saw_all_of_it(rig: &mut Rig)
     rig.tracker().await;
     let rig_ = &*rig;
     always("nobody is judged in the first lease", Duration::from_millis(700), || async move {
-        rig_.check_due(&[job]).await == 0
-            && matches!(rig_.grant("w2", job, 1, 0).await, Answer::Wait(_))
+        rig_.check_due(&[job]).await == 0 && matches!(rig_.grant("w2", job, 1, 0).await, Answer::Wait(_))
     })
     .await;
     until_true("the lease to be judged", SOON, || async move { rig_.check_due(&[job]).await == 1 }).await;
     let row = rig.row(job).await;
     assert_eq!((row.job.status(), row.job.failures, row.job.publish), (JobStatus::InQueue, 1, 1));
-    until("a new message", SOON, || async { rig.bus.has_job(&subject(job, 1, 1)).await.unwrap().then_some(()) }).await;
+    until("a new message", SOON, || async {
+        rig.bus.has_job(&subject(job, 1, 1)).await.unwrap().then_some(())
+    })
+    .await;
     assert!(matches!(rig.grant("w2", job, 1, 0).await, Answer::Drop(_)), "the old message is void");
     let Answer::Run(run) = rig.grant("w2", job, 1, 1).await else { panic!("no grant") };
     assert_eq!(run.attempt, 2);
@@ -543,8 +560,10 @@ async fn a_lost_message_is_replaced_by_one_that_asks(rig: &mut Rig) {
         let reply = rig.command(lost(publish)).await;
         assert_eq!(reply, Reply::Count(v1::CountReply { changed, more: false }), "{publish}");
     }
-    until("the new message", SOON, || async { rig.bus.has_job(&subject(ids[0], 1, 1)).await.unwrap().then_some(()) })
-        .await;
+    until("the new message", SOON, || async {
+        rig.bus.has_job(&subject(ids[0], 1, 1)).await.unwrap().then_some(())
+    })
+    .await;
     let page = rig.bus.list_jobs(1, ENDPOINT, 0).await.unwrap();
     assert_eq!(page.jobs.len(), 1, "the running job has no message of ours");
     assert!(matches!(rig.grant("w1", ids[0], 1, 1).await, Answer::Run(_)));
@@ -556,8 +575,7 @@ async fn two_replicas_end_every_job_once(rig: &mut Rig) {
     rig.tracker().await;
     const JOBS: usize = 300;
     let all = Submit { targets: Target::of_submit(None, Some(HOOK), false), ..new_job() };
-    let jobs: Vec<Submit> =
-        (0..JOBS).map(|_| Submit { id: new_job().id, ..all.clone() }).collect();
+    let jobs: Vec<Submit> = (0..JOBS).map(|_| Submit { id: new_job().id, ..all.clone() }).collect();
     let ids = rig.submit(jobs).await;
     let refs: Vec<AttemptRef> = ids.iter().map(|_| first()).collect();
     let rig = &*rig;

@@ -72,7 +72,8 @@ macro_rules! columns {
 }
 
 const SELECT: Rows = Rows { name: "batches.fold", before: columns!(), casts: LIST, after: ") ORDER BY id" };
-const LOCK: Rows = Rows { name: "batches.lock", before: columns!(), casts: LIST, after: ") ORDER BY id FOR UPDATE" };
+const LOCK: Rows =
+    Rows { name: "batches.lock", before: columns!(), casts: LIST, after: ") ORDER BY id FOR UPDATE" };
 
 fn read(row: &QueryResult) -> Result<Row, StoreError> {
     Ok(Row {
@@ -80,7 +81,8 @@ fn read(row: &QueryResult) -> Result<Row, StoreError> {
         project: ProjectId(row.try_get_by_index(1)?),
         revision: row.try_get_by_index(2)?,
         seq: get_u32(row, 3, "batches.seq")?,
-        status: BatchStatus::from_code(row.try_get_by_index(4)?).ok_or(StoreError::corrupt("batches.status"))?,
+        status: BatchStatus::from_code(row.try_get_by_index(4)?)
+            .ok_or(StoreError::corrupt("batches.status"))?,
         counts: BatchCounts {
             total: get_u32(row, 5, "batches.total")?,
             completed: get_u32(row, 6, "batches.completed")?,
@@ -170,8 +172,8 @@ const UPDATE: Rows = Rows {
              cancel_done = v.column9, ended_at_ms = v.column10, next_check_at_ms = v.column11, owed = v.column12 \
              FROM (VALUES ",
     casts: &[
-        "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint",
-        "bigint",
+        "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint",
+        "bigint", "bigint",
     ],
     after: ") AS v WHERE batches.id = v.column1 AND batches.revision = v.column2",
 };
@@ -247,7 +249,8 @@ pub async fn mark_cancelled(
     )
     .await?;
     let Some(row) = row else { return Ok(CancelMark::NotFound) };
-    let status = BatchStatus::from_code(row.try_get_by_index(0)?).ok_or(StoreError::corrupt("batches.status"))?;
+    let status =
+        BatchStatus::from_code(row.try_get_by_index(0)?).ok_or(StoreError::corrupt("batches.status"))?;
     Ok(if status != BatchStatus::InProgress {
         CancelMark::Ended(status)
     } else if row.try_get_by_index::<i64>(1)? == 0 {
@@ -261,7 +264,11 @@ pub async fn mark_cancelled(
 ///
 /// # Errors
 /// The database's.
-pub async fn live_jobs<C: ConnectionTrait>(conn: &C, id: BatchId, limit: u32) -> Result<Vec<JobId>, StoreError> {
+pub async fn live_jobs<C: ConnectionTrait>(
+    conn: &C,
+    id: BatchId,
+    limit: u32,
+) -> Result<Vec<JobId>, StoreError> {
     let rows = sql::query(
         conn,
         "SELECT id FROM jobs WHERE batch_id = $1 AND state < 2 ORDER BY batch_index LIMIT $2",
@@ -315,7 +322,8 @@ pub async fn unfinished_cancels<C: ConnectionTrait>(
     rows.iter()
         .map(|row| {
             Ok(MarkedBatch {
-                id: batch_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?.ok_or(StoreError::corrupt("batches.id"))?,
+                id: batch_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?
+                    .ok_or(StoreError::corrupt("batches.id"))?,
                 project: ProjectId(row.try_get_by_index(1)?),
             })
         })
@@ -369,7 +377,8 @@ pub async fn recount(tx: &WriteTx, id: BatchId, env: &BatchEnv) -> Result<Option
     let mut counts = BatchCounts { total: row.counts.total, ..BatchCounts::default() };
     let mut found = 0;
     for group in &ended {
-        let status = JobStatus::from_code(group.try_get_by_index(0)?).ok_or(StoreError::corrupt("jobs.state"))?;
+        let status =
+            JobStatus::from_code(group.try_get_by_index(0)?).ok_or(StoreError::corrupt("jobs.state"))?;
         let jobs = get_u32(group, 1, "count")?;
         found += jobs;
         for _ in 0..jobs {

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, DatabaseBackend, DatabaseConnection, Value};
+use sea_orm::{ConnectOptions, Database, DatabaseBackend, DatabaseConnection, Value};
 
 use crate::{
     StoreError, sql,

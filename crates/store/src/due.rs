@@ -34,8 +34,7 @@ pub async fn due_jobs<C: ConnectionTrait>(
     after: Option<DueJob>,
     limit: u32,
 ) -> Result<Vec<DueJob>, StoreError> {
-    let (after_ms, after_id) =
-        after.map_or((i64::MIN, Vec::new()), |a| (a.at.0, a.id.as_bytes().to_vec()));
+    let (after_ms, after_id) = after.map_or((i64::MIN, Vec::new()), |a| (a.at.0, a.id.as_bytes().to_vec()));
     let rows = sql::query(
         conn,
         "SELECT id, next_check_at_ms, state FROM jobs WHERE next_check_at_ms <= $1 AND next_check_at_ms >= $2 \
@@ -169,7 +168,10 @@ pub async fn endpoint_ids<C: ConnectionTrait>(conn: &C) -> Result<Vec<EndpointId
 ///
 /// # Errors
 /// The database's.
-pub async fn endpoint_name<C: ConnectionTrait>(conn: &C, id: EndpointId) -> Result<Option<String>, StoreError> {
+pub async fn endpoint_name<C: ConnectionTrait>(
+    conn: &C,
+    id: EndpointId,
+) -> Result<Option<String>, StoreError> {
     let row = sql::query_one(conn, "SELECT name FROM endpoints WHERE id = $1", [Value::from(id.0)]).await?;
     row.map(|row| Ok(row.try_get_by_index(0)?)).transpose()
 }
@@ -191,7 +193,9 @@ pub async fn forgotten_batches<C: ConnectionTrait>(
     )
     .await?;
     rows.iter()
-        .map(|row| batch_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?.ok_or(StoreError::corrupt("batches.id")))
+        .map(|row| {
+            batch_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?.ok_or(StoreError::corrupt("batches.id"))
+        })
         .collect()
 }
 
@@ -265,7 +269,10 @@ pub async fn counted_live<C: ConnectionTrait>(conn: &C) -> Result<Vec<(EndpointI
 ///
 /// # Errors
 /// The database's.
-pub async fn scattered_counters<C: ConnectionTrait>(conn: &C, rows: u32) -> Result<Vec<EndpointId>, StoreError> {
+pub async fn scattered_counters<C: ConnectionTrait>(
+    conn: &C,
+    rows: u32,
+) -> Result<Vec<EndpointId>, StoreError> {
     let rows = sql::query(
         conn,
         "SELECT endpoint_id FROM endpoint_counters WHERE writer <> 0 GROUP BY endpoint_id HAVING COUNT(*) > $1",

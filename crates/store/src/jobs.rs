@@ -106,9 +106,6 @@ macro_rules! columns {
     };
 }
 
-/// The columns of a [`JobRow`] for a SELECT of one's own; read each row with [`read_row`].
-pub(crate) const COLUMNS: &str = columns!();
-
 const SELECT: Rows = Rows {
     name: "jobs.select",
     before: concat!("SELECT ", columns!(), " FROM jobs WHERE id IN ("),
@@ -143,8 +140,8 @@ fn collect(rows: Vec<QueryResult>) -> Result<HashMap<JobId, JobRow>, StoreError>
     rows.iter().map(|row| read_row(row).map(|r| (r.job.id, r))).collect()
 }
 
-/// Reads one row of [`COLUMNS`].
-pub(crate) fn read_row(row: &QueryResult) -> Result<JobRow, StoreError> {
+/// Reads one row of `columns!`.
+fn read_row(row: &QueryResult) -> Result<JobRow, StoreError> {
     let status = JobStatus::from_code(row.try_get_by_index::<i64>(5)?).ok_or(StoreError::corrupt("jobs.state"))?;
     let targets: Vec<Target> = match row.try_get_by_index::<Option<Vec<u8>>>(31)? {
         Some(stored) => targets_of(&stored)?,

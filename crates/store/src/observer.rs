@@ -43,15 +43,9 @@ impl fmt::Debug for Observer {
 impl Observer {
     /// An observer that begins to see now. `period` is the lease; `broker_since` tells since when the broker's
     /// connection stands, `None` while it does not.
-    pub fn new(
-        period: Duration,
-        broker_since: impl Fn() -> Option<Instant> + Send + Sync + 'static,
-    ) -> Self {
-        let inner = Inner {
-            steady_since: Mutex::new(Instant::now()),
-            broker_since: Box::new(broker_since),
-            period,
-        };
+    pub fn new(period: Duration, broker_since: impl Fn() -> Option<Instant> + Send + Sync + 'static) -> Self {
+        let inner =
+            Inner { steady_since: Mutex::new(Instant::now()), broker_since: Box::new(broker_since), period };
         Self { inner: Arc::new(inner) }
     }
 

@@ -130,7 +130,8 @@ const INSERT_LATE: Rows = Rows {
              SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7, v.column8, \
              v.column9, v.column10, v.column11 FROM (VALUES ",
     casts: &[
-        "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "text", "bigint", "bigint", "text", "bytea",
+        "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "text", "bigint", "bigint", "text",
+        "bytea",
     ],
     after: ") AS v WHERE NOT EXISTS (SELECT 1 FROM attempts a WHERE a.job_id = v.column1 AND a.run = v.column2 \
             AND a.attempt = v.column3 AND a.nonce = v.column4 AND a.reason = v.column5) \

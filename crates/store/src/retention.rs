@@ -24,7 +24,11 @@ const POSTPONE_MS: i64 = 3_600_000;
 ///
 /// # Errors
 /// The database's.
-pub async fn ended_jobs<C: ConnectionTrait>(conn: &C, now_ms: i64, limit: u32) -> Result<Vec<JobId>, StoreError> {
+pub async fn ended_jobs<C: ConnectionTrait>(
+    conn: &C,
+    now_ms: i64,
+    limit: u32,
+) -> Result<Vec<JobId>, StoreError> {
     let rows = sql::query(
         conn,
         "SELECT id FROM jobs WHERE next_check_at_ms <= $1 AND state >= 2 AND (batch_id IS NULL OR NOT EXISTS \
@@ -208,7 +212,8 @@ async fn remove_jobs(tx: &WriteTx, ids: &[JobId], purged: &mut Purged) -> Result
             purged.blobs.push(row.try_get_by_index(0)?);
         }
     }
-    let deliveries = DELETE_DELIVERIES.execute(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    let deliveries =
+        DELETE_DELIVERIES.execute(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
     purged.deliveries += i64::try_from(deliveries).unwrap_or(i64::MAX);
     for rows in &DELETE {
         rows.execute(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
@@ -248,7 +253,9 @@ pub async fn ended_batches<C: ConnectionTrait>(
     )
     .await?;
     rows.iter()
-        .map(|row| batch_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?.ok_or(StoreError::corrupt("batches.id")))
+        .map(|row| {
+            batch_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?.ok_or(StoreError::corrupt("batches.id"))
+        })
         .collect()
 }
 
@@ -274,10 +281,11 @@ pub async fn purge_batch(tx: &WriteTx, id: BatchId) -> Result<Purged, StoreError
     .await?;
     let Some(row) = row else { return Ok(Purged::default()) };
     let mut purged = Purged { batches: 1, owed: row.try_get_by_index(0)?, ..Purged::default() };
-    let removed =
-        DELETE_DELIVERIES.execute(tx.conn(), &[id], |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    let removed = DELETE_DELIVERIES.execute(tx.conn(), &[id], |id, v| v.push(sql::id(id.as_bytes()))).await?;
     purged.deliveries = i64::try_from(removed).unwrap_or(i64::MAX);
-    delete!("delivery_attempts", "owner_id").execute(tx.conn(), &[id], |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    delete!("delivery_attempts", "owner_id")
+        .execute(tx.conn(), &[id], |id, v| v.push(sql::id(id.as_bytes())))
+        .await?;
     book(tx, &purged).await?;
     Ok(purged)
 }

@@ -30,6 +30,9 @@ pub struct Rows {
     pub after: &'static str,
 }
 
+/// Rendered statements by name, number of rows and database.
+type Texts = RwLock<HashMap<(&'static str, usize, bool), String>>;
+
 /// A value list `$1, $2, …` for `IN (…)`.
 pub const LIST: &[&str] = &[""];
 
@@ -80,7 +83,7 @@ impl Rows {
     }
 
     fn text(&self, rows: usize, backend: DatabaseBackend) -> String {
-        static CACHE: OnceLock<RwLock<HashMap<(&'static str, usize, bool), String>>> = OnceLock::new();
+        static CACHE: OnceLock<Texts> = OnceLock::new();
         let pg = backend == DatabaseBackend::Postgres;
         let cache = CACHE.get_or_init(RwLock::default);
         let key = (self.name, rows, pg);

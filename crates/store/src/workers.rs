@@ -88,7 +88,10 @@ const LIVE_OF: Rows = Rows {
 ///
 /// # Errors
 /// The database's.
-pub async fn live_jobs_of<C: ConnectionTrait>(conn: &C, workers: &[String]) -> Result<Vec<JobId>, StoreError> {
+pub async fn live_jobs_of<C: ConnectionTrait>(
+    conn: &C,
+    workers: &[String],
+) -> Result<Vec<JobId>, StoreError> {
     let rows = LIVE_OF.query(conn, workers, |w, v| v.push(Value::from(w.as_str()))).await?;
     rows.iter().map(first_id).collect()
 }
@@ -147,7 +150,11 @@ pub async fn forget_workers(tx: &WriteTx, before_ms: i64) -> Result<u64, StoreEr
 /// # Errors
 /// The database's.
 pub async fn living_workers<C: ConnectionTrait>(conn: &C, since_ms: i64) -> Result<u64, StoreError> {
-    let row =
-        sql::query_one(conn, "SELECT COUNT(*) FROM workers WHERE last_beat_ms >= $1", [Value::from(since_ms)]).await?;
+    let row = sql::query_one(
+        conn,
+        "SELECT COUNT(*) FROM workers WHERE last_beat_ms >= $1",
+        [Value::from(since_ms)],
+    )
+    .await?;
     row.map_or(Ok(0), |row| sql::get_u64(&row, 0, "count"))
 }

@@ -1,5 +1,6 @@
 //! The core of the store on a real SQLite file: what is written reads back, guards hold, one bad command does not
 //! fail its neighbours, and hot statements use their keys.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its report")]
 
 use std::{
     collections::BTreeMap,
@@ -16,8 +17,8 @@ use ringback_domain::{
     target::Target,
 };
 use ringback_store::{
-    CounterDelta, JobRow, Open, Store, StoreError, Urgency, add_counters, endpoint_counts, fold_counters, insert_jobs,
-    lock_jobs, select_jobs, sql, update_jobs,
+    CounterDelta, JobRow, Open, Store, StoreError, Urgency, add_counters, endpoint_counts, fold_counters,
+    insert_jobs, lock_jobs, select_jobs, sql, update_jobs,
 };
 use tempfile::TempDir;
 
@@ -40,7 +41,7 @@ fn row(n: u8, now: i64) -> JobRow {
         project: ProjectId(1),
         endpoint: EndpointId(7),
         low_priority: n % 2 == 1,
-        sync_id: n % 3 == 0,
+        sync_id: n.is_multiple_of(3),
         policy: Policy { max_attempts: 2, retry_errors: true },
         submitted_at: TimestampMs(now),
         retain_completed_ms: 10,
@@ -133,9 +134,8 @@ async fn one_bad_command_does_not_fail_its_neighbours() {
             Err(e) => panic!("{n}: {e}"),
         }
     }
-    let panicked = store
-        .write(Urgency::Now, |_| Box::pin(async { if true { panic!("poison") } else { Ok(()) } }))
-        .await;
+    let panicked =
+        store.write(Urgency::Now, |_| Box::pin(async { if true { panic!("poison") } else { Ok(()) } })).await;
     assert!(matches!(panicked, Err(StoreError::Permanent { ref detail }) if detail.contains("poison")));
     insert(&store, vec![row(41, 5)]).await.unwrap();
 }
@@ -201,8 +201,7 @@ async fn counters_add_up_before_and_after_folding() {
     }
     let before = endpoint_counts(store.read(), EndpointId(3)).await.unwrap();
     assert_eq!((before.queued, before.completed), (6, 36));
-    let folded =
-        store.write(Urgency::Now, |tx| Box::pin(fold_counters(tx, EndpointId(3)))).await.unwrap();
+    let folded = store.write(Urgency::Now, |tx| Box::pin(fold_counters(tx, EndpointId(3)))).await.unwrap();
     assert_eq!(folded, 3);
     assert_eq!(endpoint_counts(store.read(), EndpointId(3)).await.unwrap(), before);
 }
@@ -221,6 +220,9 @@ async fn hot_statements_find_their_rows_by_key() {
         let rows = sql::query(store.read(), &format!("EXPLAIN QUERY PLAN {plan}"), []).await.unwrap();
         let text: Vec<String> = rows.iter().map(|r| r.try_get_by_index::<String>(3).unwrap()).collect();
         assert!(text.iter().any(|t| t.contains("SEARCH")), "{plan}: {text:?}");
-        assert!(!text.iter().any(|t| t.starts_with("SCAN jobs") || t.starts_with("SCAN deliveries")), "{text:?}");
+        assert!(
+            !text.iter().any(|t| t.starts_with("SCAN jobs") || t.starts_with("SCAN deliveries")),
+            "{text:?}"
+        );
     }
 }

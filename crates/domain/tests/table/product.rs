@@ -53,18 +53,32 @@ pub(crate) const VARIANTS: &[(&str, &str)] = &[
 ];
 
 pub(crate) fn situations() -> Vec<Situation> {
-    let ended = || Ended { attempt: Some(2), at: STARTED, delay_ms: 100, execution_ms: 7, reason: EndReason::Succeeded };
+    let ended = || Ended {
+        attempt: Some(2),
+        at: STARTED,
+        delay_ms: 100,
+        execution_ms: 7,
+        reason: EndReason::Succeeded,
+    };
     let at = |last_attempt, failures, publish, state| Job { last_attempt, failures, publish, ..job(state) };
     vec![
         Situation { name: "Q", about: "IN_QUEUE, never started", job: job(JobState::InQueue) },
-        Situation { name: "Q1", about: "IN_QUEUE again, attempt 1 was lost", job: at(1, 1, 1, JobState::InQueue) },
+        Situation {
+            name: "Q1",
+            about: "IN_QUEUE again, attempt 1 was lost",
+            job: at(1, 1, 1, JobState::InQueue),
+        },
         Situation {
             name: "R",
             about: "IN_QUEUE of run 2",
             job: Job { run: 2, seq: 4, ..job(JobState::InQueue) },
         },
         Situation { name: "P1", about: "IN_PROGRESS, attempt 1", job: at(1, 0, 0, live(1, 11)) },
-        Situation { name: "P2", about: "IN_PROGRESS, attempt 2 after attempt 1 was lost", job: at(2, 1, 1, live(2, 22)) },
+        Situation {
+            name: "P2",
+            about: "IN_PROGRESS, attempt 2 after attempt 1 was lost",
+            job: at(2, 1, 1, live(2, 22)),
+        },
         Situation { name: "C", about: "COMPLETED", job: at(2, 1, 1, JobState::Completed(ended())) },
         Situation { name: "F", about: "FAILED", job: at(2, 1, 1, JobState::Failed(ended())) },
         Situation { name: "X", about: "CANCELLED", job: at(2, 1, 1, JobState::Cancelled(ended())) },
@@ -133,11 +147,23 @@ pub(crate) fn cases(job: &Job) -> Vec<Case> {
             NOW,
             usual,
         );
-        add("granted", name, JobEvent::Granted { attempt: r, worker: "v".into(), lease_until: until }, NOW, usual);
+        add(
+            "granted",
+            name,
+            JobEvent::Granted { attempt: r, worker: "v".into(), lease_until: until },
+            NOW,
+            usual,
+        );
         add("heartbeat", name, JobEvent::Heartbeat { attempt: r, lease_until: until }, NOW, usual);
         add("progressed", name, JobEvent::Progressed { attempt: r }, NOW, usual);
         add("chunk", name, JobEvent::Chunk { attempt: r }, NOW, usual);
-        add("succeeded", name, JobEvent::Succeeded { attempt: r, started_at: NOW, execution_ms: 5 }, NOW, usual);
+        add(
+            "succeeded",
+            name,
+            JobEvent::Succeeded { attempt: r, started_at: NOW, execution_ms: 5 },
+            NOW,
+            usual,
+        );
         add("failed", name, JobEvent::Failed { attempt: r, execution_ms: 5 }, NOW, usual);
         add("crashed", name, JobEvent::Crashed { attempt: r, execution_ms: 5 }, NOW, usual);
         add("overran", name, JobEvent::Overran { attempt: r, execution_ms: 5 }, NOW, usual);

@@ -49,7 +49,12 @@ pub(crate) fn document() -> String {
     }
     for event in events {
         // Writing to a String cannot fail.
-        let _ = write!(text, "\n## {event}\n\n| | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
+        let _ = write!(
+            text,
+            "\n## {event}\n\n| | {} |\n|---|{}\n",
+            names.join(" | "),
+            "---|".repeat(names.len())
+        );
         for (variant, cells) in &rows[event] {
             let _ = writeln!(text, "| {variant} | {} |", cells.join(" | "));
         }

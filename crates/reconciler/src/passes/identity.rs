@@ -85,12 +85,18 @@ async fn complete(context: &Context, memory: &mut Memory) -> Result<(), PassErro
     metrics::gauge!("ringback_p5_owed").set(owed as f64);
     metrics::gauge!("ringback_p5_accounted").set(accounted as f64);
     metrics::gauge!("ringback_p5_unbalanced_windows").set(sums.unbalanced as f64);
-    for (state, n) in ["pending", "delivered", "dead", "superseded", "cancelled"].iter().zip(sums.sums.by_state) {
+    for (state, n) in
+        ["pending", "delivered", "dead", "superseded", "cancelled"].iter().zip(sums.sums.by_state)
+    {
         metrics::gauge!("ringback_deliveries", "state" => *state).set(n as f64);
     }
     metrics::gauge!("ringback_deliveries", "state" => "purged").set(purged_deliveries as f64);
     if purged_owed != purged_deliveries {
-        tracing::error!(purged_owed, purged_deliveries, "P5 is broken: retention removed something else than was owed");
+        tracing::error!(
+            purged_owed,
+            purged_deliveries,
+            "P5 is broken: retention removed something else than was owed"
+        );
     }
     Ok(())
 }

@@ -37,7 +37,11 @@ pub(crate) async fn run(context: &Context) -> Result<Report, PassError> {
             }
             Some(state) => {
                 report.streams_left += 1;
-                tracing::warn!(shard, messages = state.messages, "a stream of a shard that does not exist holds messages");
+                tracing::warn!(
+                    shard,
+                    messages = state.messages,
+                    "a stream of a shard that does not exist holds messages"
+                );
             }
             None => {}
         }

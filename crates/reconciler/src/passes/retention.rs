@@ -70,8 +70,7 @@ pub(crate) async fn run(context: &Context) -> Result<Report, PassError> {
     }
     let now_ms = context.store.now_ms().await?;
     for batch in ended_batches(context.store.read(), now_ms, limit).await? {
-        let purged =
-            context.store.write(Urgency::Lazy, move |tx| Box::pin(purge_batch(tx, batch))).await?;
+        let purged = context.store.write(Urgency::Lazy, move |tx| Box::pin(purge_batch(tx, batch))).await?;
         report.add(&purged);
     }
     let before_ms = now_ms.saturating_sub_unsigned(context.delivery_attempts_ms);

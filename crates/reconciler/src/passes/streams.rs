@@ -118,7 +118,10 @@ async fn check_stream(
     let epoch = &context.store.facts().db_epoch;
     let mut state = context.bus.ensure_stream(shard, epoch).await?;
     if state.db_epoch != *epoch {
-        tracing::warn!(shard, "the work queue belongs to another state of the database: it is made anew from SQL");
+        tracing::warn!(
+            shard,
+            "the work queue belongs to another state of the database: it is made anew from SQL"
+        );
         context.bus.delete_stream(shard).await?;
         state = context.bus.ensure_stream(shard, epoch).await?;
         report.remade += 1;
@@ -227,7 +230,12 @@ async fn depth(context: &Context, look: Look) -> Result<u64, PassError> {
     Ok(total)
 }
 
-async fn count_lane(context: &Context, shard: u32, endpoint: EndpointId, lane: Lane) -> Result<u64, PassError> {
+async fn count_lane(
+    context: &Context,
+    shard: u32,
+    endpoint: EndpointId,
+    lane: Lane,
+) -> Result<u64, PassError> {
     let (mut total, mut offset) = (0, 0);
     loop {
         let page = context.bus.list_lane_jobs(shard, endpoint, lane, offset).await?;

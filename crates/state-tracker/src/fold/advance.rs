@@ -228,9 +228,10 @@ fn error_text(row: &JobRow, end: &Ended, told: &Told<'_>) -> Option<String> {
             "the worker was lost {} times: nothing was heard of it for a whole lease",
             row.policy.max_attempts
         )),
-        EndReason::ExecutionTimeout => {
-            Some(format!("the job ran longer than its execution timeout of {} ms", row.job.execution_timeout_ms))
-        }
+        EndReason::ExecutionTimeout => Some(format!(
+            "the job ran longer than its execution timeout of {} ms",
+            row.job.execution_timeout_ms
+        )),
         EndReason::TtlExpired => Some(format!(
             "the job's time to live of {} ms passed before it ended",
             row.job.ttl_ms.unwrap_or_default()

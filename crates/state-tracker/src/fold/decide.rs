@@ -286,7 +286,13 @@ fn cancel(
     job_answer(entry, changed == Ok(Step::Changed))
 }
 
-fn retry(entry: &mut Entry, project: ProjectId, native: bool, out: &mut Out, context: &Context<'_>) -> Answer {
+fn retry(
+    entry: &mut Entry,
+    project: ProjectId,
+    native: bool,
+    out: &mut Out,
+    context: &Context<'_>,
+) -> Answer {
     if project != entry.row.project {
         return Answer::NotFound;
     }

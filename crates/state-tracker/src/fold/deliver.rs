@@ -118,7 +118,8 @@ fn trace_of(row: &JobRow) -> Option<String> {
     if trace.ends_with("-00") {
         return Some(trace.to_owned());
     }
-    let span = tracing::info_span!("commit transition", job_id = %row.job.id, status = row.job.status().as_str());
+    let span =
+        tracing::info_span!("commit transition", job_id = %row.job.id, status = row.job.status().as_str());
     trace_context::set_parent(&span, Some(trace));
     trace_context::traceparent_of(&span).or_else(|| Some(trace.to_owned()))
 }

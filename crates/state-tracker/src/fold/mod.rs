@@ -112,7 +112,12 @@ impl Context<'_> {
 }
 
 /// Folds `units` in their order. May run more than once on the same units: nothing is kept from a former run.
-pub(crate) async fn fold(tx: &WriteTx, units: &[Unit], steady: bool, env: &Env) -> Result<Folded, StoreError> {
+pub(crate) async fn fold(
+    tx: &WriteTx,
+    units: &[Unit],
+    steady: bool,
+    env: &Env,
+) -> Result<Folded, StoreError> {
     let context = Context { env, now: TimestampMs(tx.now_ms()), steady };
     let beats: Vec<(JobId, AttemptRef)> = units
         .iter()
@@ -128,11 +133,8 @@ pub(crate) async fn fold(tx: &WriteTx, units: &[Unit], steady: bool, env: &Env) 
     let mut ids: Vec<JobId> = units.iter().filter(|u| !is_renewed(u)).map(|u| u.job).collect();
     ids.sort_unstable();
     ids.dedup();
-    let mut jobs: HashMap<JobId, Entry> = lock_jobs(tx, &ids)
-        .await?
-        .into_iter()
-        .map(|(id, row)| (id, Entry { row, dirty: false }))
-        .collect();
+    let mut jobs: HashMap<JobId, Entry> =
+        lock_jobs(tx, &ids).await?.into_iter().map(|(id, row)| (id, Entry { row, dirty: false })).collect();
     let mut out = Out::default();
     let mut answers = Vec::with_capacity(units.len());
     for unit in units {

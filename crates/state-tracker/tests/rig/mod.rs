@@ -1,5 +1,6 @@
 //! A tracker with a real broker and a real database, asked over NATS as workers and clients ask it.
 #![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its report")]
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -16,8 +17,9 @@ use ringback_domain::{
 use ringback_service_runtime::{Readiness, Redacted, RingbackConfig, Shutdown};
 use ringback_state_tracker::{App, Handles};
 use ringback_store::{
-    JobRow, Open, Store, Urgency, books,
+    JobRow, Open, Store, Urgency,
     batches::{NewBatch, insert_batch, open_batch},
+    books,
     secrets::SecretKey,
     select_jobs, sql,
     submit::{InputAt, Submit, insert_submits},
@@ -256,7 +258,13 @@ impl Rig {
         reply.stop
     }
 
-    pub(crate) async fn grant(&self, worker: &str, job: JobId, run: u32, publish: u32) -> v1::grant_reply::Answer {
+    pub(crate) async fn grant(
+        &self,
+        worker: &str,
+        job: JobId,
+        run: u32,
+        publish: u32,
+    ) -> v1::grant_reply::Answer {
         let request = v1::GrantRequest {
             version: VERSION,
             worker_id: worker.to_owned(),
@@ -391,7 +399,12 @@ pub(crate) fn beat_of(worker: &str, attempts: &[(JobId, AttemptRef)]) -> v1::Hea
                 progress: Bytes::new(),
             })
             .collect(),
-        slots: vec![v1::WorkerSlots { endpoint_id: ENDPOINT.0, total: 4, busy: 1, unavailable: String::new() }],
+        slots: vec![v1::WorkerSlots {
+            endpoint_id: ENDPOINT.0,
+            total: 4,
+            busy: 1,
+            unavailable: String::new(),
+        }],
         device: "cpu".to_owned(),
         draining: false,
         replaces: Vec::new(),
