@@ -24,7 +24,7 @@ use crate::spool::SpoolWriter;
 /// at-least-once execution allows.
 const SPOOL_AFTER: Duration = Duration::from_millis(25);
 /// A longer execution is worth a record at once.
-const EXPENSIVE_MS: u64 = 1_000;
+const EXPENSIVE_MS: u64 = 500;
 const MAX_BATCH: usize = 500;
 const MAX_BATCH_BYTES: usize = 512 * 1024;
 /// From this age on, an outcome's attempt is named in heartbeats.
