@@ -89,7 +89,8 @@ impl App {
     pub async fn build(config: &RingbackConfig, deps: Deps) -> Result<Self, AppError> {
         let Deps { store, bus, blobs, key, readiness, shutdown } = deps;
         let check = readiness.register("api");
-        let urls = ringback_egress::webhook_policy(&config.webhooks).map_err(|e| AppError::Webhooks(e.to_string()))?;
+        let urls = ringback_egress::webhook_policy(&config.webhooks)
+            .map_err(|e| AppError::Webhooks(e.to_string()))?;
         let rows = endpoints::sync(&store, config, &key).await?;
         let catalog = Catalog::new(config, &rows, store.facts().shards);
         let address = config.server.listen;
@@ -101,7 +102,11 @@ impl App {
         let api = Arc::new(Api {
             submits: Submits::new(store.clone(), Arc::clone(&outbound), timeout),
             outbound,
-            waiters: Waiters::new(bus.clone(), config.server.max_waiters, config.server.max_waiters_per_project),
+            waiters: Waiters::new(
+                bus.clone(),
+                config.server.max_waiters,
+                config.server.max_waiters_per_project,
+            ),
             disk: Arc::new(DiskFloor::new(config.data.dir.clone(), config.server.disk_floor_bytes)),
             templates: Templates::new(config, &catalog),
             auth: Auth::new(store.clone(), config),
@@ -141,7 +146,8 @@ impl App {
             }
         });
         let stop = shutdown.clone();
-        let serve = axum::serve(listener, router).with_graceful_shutdown(async move { stop.triggered().await });
+        let serve =
+            axum::serve(listener, router).with_graceful_shutdown(async move { stop.triggered().await });
         let served = shutdown.drain(async move { serve.await }, DRAIN_WITHIN).await;
         shutdown.trigger();
         let _ = background.await;

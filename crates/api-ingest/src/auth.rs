@@ -59,7 +59,11 @@ impl Auth {
     }
 
     /// The key of a request, if it may do what needs `scope`.
-    pub(crate) async fn authorize(&self, headers: &HeaderMap, scope: ScopeSet) -> Result<Arc<Principal>, ApiError> {
+    pub(crate) async fn authorize(
+        &self,
+        headers: &HeaderMap,
+        scope: ScopeSet,
+    ) -> Result<Arc<Principal>, ApiError> {
         let key = key_of(headers)?;
         let hash: [u8; 32] = Sha256::digest(key).into();
         let principal = match self.recall(&hash) {
@@ -67,7 +71,10 @@ impl Auth {
             None => self.look_up(hash).await?,
         };
         let principal = principal.ok_or_else(|| {
-            ApiError::new(StatusCode::UNAUTHORIZED, "the API key is not known; send it as `Authorization: Bearer KEY`")
+            ApiError::new(
+                StatusCode::UNAUTHORIZED,
+                "the API key is not known; send it as `Authorization: Bearer KEY`",
+            )
         })?;
         if !principal.scopes.allows(scope) {
             return Err(ApiError::new(
@@ -108,7 +115,10 @@ impl Auth {
 /// `Authorization: Bearer KEY` or the bare key, as RunPod's clients send it.
 fn key_of(headers: &HeaderMap) -> Result<&[u8], ApiError> {
     let missing = || {
-        ApiError::new(StatusCode::UNAUTHORIZED, "an API key is needed; send it as `Authorization: Bearer KEY`")
+        ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "an API key is needed; send it as `Authorization: Bearer KEY`",
+        )
     };
     let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?.as_bytes().trim_ascii();
     let key = match value.get(..7) {

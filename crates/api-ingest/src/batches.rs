@@ -9,11 +9,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use ringback_domain::{BatchId, JobId, ProjectId};
-use ringback_service_runtime::{
-    RingbackConfig,
-    config::BatchTemplate,
-    fault,
-};
+use ringback_service_runtime::{RingbackConfig, config::BatchTemplate, fault};
 use ringback_store::{
     StoreError, Urgency, WriteTx,
     batches::{BatchRow, NewBatch, UNOPENED_LIFE_MS, batch, give_up_batch, insert_batch, open_batch},
@@ -81,8 +77,10 @@ impl Drop for Unfinished {
         }
         let (api, id) = (Arc::clone(&self.api), self.id);
         tokio::spawn(async move {
-            let given_up =
-                api.store.write(Urgency::Lazy, move |tx| Box::pin(async move { give_up_batch(tx, id).await })).await;
+            let given_up = api
+                .store
+                .write(Urgency::Lazy, move |tx| Box::pin(async move { give_up_batch(tx, id).await }))
+                .await;
             if let Err(error) = given_up {
                 tracing::warn!(batch_id = %id, %error, "an unfinished batch is left to the reconciler");
             }
@@ -170,7 +168,9 @@ async fn begin(api: &Arc<Api>, new: &NewBatch, until: Instant) -> Result<Option<
             let id = known.id;
             repeat(api, until, move |tx| Box::pin(async move { give_up_batch(tx, id).await })).await?;
         } else if Instant::now() > patience {
-            return Err(ApiError::unavailable("the same request is being worked on; try again with the same key"));
+            return Err(ApiError::unavailable(
+                "the same request is being worked on; try again with the same key",
+            ));
         } else {
             tokio::time::sleep(PAUSE).await;
         }
@@ -218,7 +218,9 @@ async fn open(api: &Api, id: BatchId, until: Instant) -> Result<(), ApiError> {
     if opened || batch(api.store.read(), id).await?.is_some_and(|b| b.opened_at.is_some()) {
         return Ok(());
     }
-    Err(ApiError::unavailable("the batch took too long to insert and was given up; nothing of it runs: send it again"))
+    Err(ApiError::unavailable(
+        "the batch took too long to insert and was given up; nothing of it runs: send it again",
+    ))
 }
 
 /// The batch templates of the configuration, by route.
@@ -244,7 +246,11 @@ impl Templates {
     }
 
     /// The template of a route, for keys of its project.
-    pub(crate) fn find(&self, route: &str, project: ProjectId) -> Result<(&BatchTemplate, &Arc<Endpoint>), ApiError> {
+    pub(crate) fn find(
+        &self,
+        route: &str,
+        project: ProjectId,
+    ) -> Result<(&BatchTemplate, &Arc<Endpoint>), ApiError> {
         match self.by_route.get(route) {
             Some((template, owner, endpoint)) if *owner == project => Ok((template, endpoint)),
             Some(_) | None => Err(ApiError::not_found("no such route; /openapi.json lists all routes")),

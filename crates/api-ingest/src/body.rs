@@ -23,9 +23,13 @@ pub(crate) struct BodyLimit {
 const DISCARD_MAX_BYTES: u64 = 64 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
+/// A client that sends nothing for so long is let go.
+const STALLED: Duration = Duration::from_secs(30);
+
 /// Reads a body, counting as it comes. A body of one piece is not copied.
 pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit: BodyLimit) -> Result<Bytes, ApiError> {
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    let told =
+        headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     let mut pieces = body.into_data_stream();
     if told.is_some_and(|n| n > limit.max_bytes) {
         discard(&mut pieces).await;
@@ -34,8 +38,16 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit: BodyLimit)
     let mut first: Option<Bytes> = None;
     let mut all: Option<BytesMut> = None;
     let mut total = 0_u64;
-    while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|_| ApiError::bad_request("the request body ended before it was complete"))?;
+    loop {
+        let Ok(piece) = tokio::time::timeout(STALLED, pieces.next()).await else {
+            return Err(ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                format!("no byte of the request body came for {} s", STALLED.as_secs()),
+            ));
+        };
+        let Some(piece) = piece else { break };
+        let piece =
+            piece.map_err(|_| ApiError::bad_request("the request body ended before it was complete"))?;
         total += piece.len() as u64;
         if total > limit.max_bytes {
             discard(&mut pieces).await;

@@ -44,7 +44,8 @@ impl Catalog {
         for row in rows {
             catalog.names.insert(row.id, row.name.as_str().into());
             catalog.projects.insert(row.project_name.clone(), row.project);
-            let configured = config.endpoints.iter().find(|e| e.name == row.name && e.project == row.project_name);
+            let configured =
+                config.endpoints.iter().find(|e| e.name == row.name && e.project == row.project_name);
             let Some(e) = configured else { continue };
             let endpoint = Endpoint {
                 id: row.id,

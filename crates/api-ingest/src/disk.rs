@@ -63,7 +63,11 @@ impl DiskFloor {
                 let free = fs.f_bavail.saturating_mul(fs.f_frsize);
                 let below = free < self.floor_bytes;
                 if self.below.swap(below, Ordering::Relaxed) != below {
-                    tracing::warn!(free_bytes = free, refusing = below, "disk space crossed server.disk_floor_bytes");
+                    tracing::warn!(
+                        free_bytes = free,
+                        refusing = below,
+                        "disk space crossed server.disk_floor_bytes"
+                    );
                 }
             }
             Err(error) => tracing::warn!(%error, "free disk space cannot be read"),

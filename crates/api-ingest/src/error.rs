@@ -50,7 +50,9 @@ impl ApiError {
 
     /// Unknown, malformed, of another project, removed by retention: all the same to the asker.
     pub(crate) fn no_job() -> Self {
-        Self::not_found("job not found: no job of this project and endpoint has this id, or its retention time is over")
+        Self::not_found(
+            "job not found: no job of this project and endpoint has this id, or its retention time is over",
+        )
     }
 
     pub(crate) fn conflict(detail: impl Into<String>) -> Self {
@@ -84,8 +86,11 @@ impl ApiError {
 
     /// RFC 9457.
     pub(crate) fn problem(self) -> Response {
-        let errors: Vec<_> =
-            self.fields.iter().map(|(pointer, detail)| json!({"pointer": pointer, "detail": detail})).collect();
+        let errors: Vec<_> = self
+            .fields
+            .iter()
+            .map(|(pointer, detail)| json!({"pointer": pointer, "detail": detail}))
+            .collect();
         let mut body = json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or("Error"),
@@ -96,7 +101,8 @@ impl ApiError {
             body["errors"] = errors.into();
         }
         let mut response =
-            (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response();
+            (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string())
+                .into_response();
         self.headers(&mut response);
         response
     }

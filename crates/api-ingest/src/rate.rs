@@ -43,14 +43,18 @@ impl Rate {
     }
 
     fn take_at(&self, n: u64, now_ns: u64) -> Result<(), u64> {
-        let cost_ns = u64::try_from(u128::from(n) * u128::from(WINDOW_NS) / u128::from(self.per_10s)).unwrap_or(u64::MAX);
+        let cost_ns = u64::try_from(u128::from(n) * u128::from(WINDOW_NS) / u128::from(self.per_10s))
+            .unwrap_or(u64::MAX);
         let taken = self.full_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             let next = full_at.max(now_ns).saturating_add(cost_ns);
             // More than a whole window at once passes when the bucket is full: a large batch is delayed, not barred.
             (next <= now_ns.saturating_add(WINDOW_NS) || full_at <= now_ns).then_some(next)
         });
         taken.map(drop).map_err(|full_at| {
-            full_at.saturating_add(cost_ns).saturating_sub(now_ns.saturating_add(WINDOW_NS)).min(full_at - now_ns)
+            full_at
+                .saturating_add(cost_ns)
+                .saturating_sub(now_ns.saturating_add(WINDOW_NS))
+                .min(full_at - now_ns)
         })
     }
 }
@@ -67,7 +71,11 @@ mod tests {
         assert_eq!((0..150).filter(|_| rate.take_at(1, 0).is_ok()).count(), 100);
         assert_eq!(rate.take_at(1, 0), Err(S / 10));
         assert_eq!((0..50).filter(|_| rate.take_at(1, S).is_ok()).count(), 10);
-        assert_eq!((0..500).filter(|_| rate.take_at(1, 100 * S).is_ok()).count(), 100, "unused time is not saved up");
+        assert_eq!(
+            (0..500).filter(|_| rate.take_at(1, 100 * S).is_ok()).count(),
+            100,
+            "unused time is not saved up"
+        );
     }
 
     #[test]

@@ -50,7 +50,8 @@ macro_rules! post {
 
 macro_rules! get_or_post {
     ($routes:ident, $path:expr, $handler:expr) => {
-        $routes = $routes.add(&["get", "post"], $path, on(MethodFilter::GET.or(MethodFilter::POST), $handler));
+        $routes =
+            $routes.add(&["get", "post"], $path, on(MethodFilter::GET.or(MethodFilter::POST), $handler));
     };
 }
 
@@ -138,10 +139,18 @@ async fn shape(request: Request, next: Next) -> Response {
     let runpod = request.uri().path().starts_with("/v2/");
     let response = next.run(request).await;
     let status = response.status();
+    let class = match status.as_u16() {
+        ..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        500.. => "5xx",
+    };
+    metrics::counter!("ringback_api_responses_total", "class" => class).increment(1);
     if !status.is_client_error() {
         return response;
     }
-    let plain = response.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/plain"));
+    let plain =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/plain"));
     if !plain {
         return response;
     }
@@ -162,14 +171,16 @@ mod tests {
         let mut told = BTreeSet::new();
         for (path, methods) in document["paths"].as_object().unwrap() {
             for (method, operation) in methods.as_object().unwrap() {
-                let success = operation["responses"].as_object().unwrap().keys().any(|code| code.starts_with('2'));
+                let success =
+                    operation["responses"].as_object().unwrap().keys().any(|code| code.starts_with('2'));
                 assert!(success && operation["summary"].is_string(), "{method} {path}");
                 if !path.starts_with("/healthz/") {
                     told.insert((method.clone(), path.clone()));
                 }
             }
         }
-        let served: BTreeSet<_> = fixed().listed.into_iter().map(|(method, path)| (method.to_owned(), path)).collect();
+        let served: BTreeSet<_> =
+            fixed().listed.into_iter().map(|(method, path)| (method.to_owned(), path)).collect();
         assert_eq!(told, served);
     }
 

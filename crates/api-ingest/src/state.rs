@@ -47,7 +47,10 @@ const COMMAND_PAUSE: Duration = Duration::from_millis(100);
 impl Api {
     /// Asks the state-tracker and answers after its commit; 503 inside 2.5 s. Commands may be repeated, so a lost
     /// answer is asked for again.
-    pub(crate) async fn command(&self, command: v1::command::Command) -> Result<v1::command_reply::Reply, ApiError> {
+    pub(crate) async fn command(
+        &self,
+        command: v1::command::Command,
+    ) -> Result<v1::command_reply::Reply, ApiError> {
         let payload: Bytes = v1::Command { version: VERSION, command: Some(command) }.encode_to_vec().into();
         let began = tokio::time::Instant::now();
         loop {

@@ -112,7 +112,12 @@ impl Waiters {
     }
 
     /// Joins the crowd that waits for a job.
-    pub(crate) fn join(self: &Arc<Self>, project: ProjectId, job: JobId, wants: Wants) -> Result<Waiter, ApiError> {
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        project: ProjectId,
+        job: JobId,
+        wants: Wants,
+    ) -> Result<Waiter, ApiError> {
         self.enter(project)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let wake = Arc::new(Notify::new());
@@ -123,8 +128,10 @@ impl Waiters {
     fn enter(&self, project: ProjectId) -> Result<(), ApiError> {
         let full = |what: &str, max: u64, setting: &str| {
             ApiError::too_many(
-                format!("{max} requests of {what} wait for jobs already (setting server.{setting}); ask for the status \
-                         without waiting, or use a webhook"),
+                format!(
+                    "{max} requests of {what} wait for jobs already (setting server.{setting}); ask for the status \
+                         without waiting, or use a webhook"
+                ),
                 1,
             )
         };

@@ -16,15 +16,18 @@ const TTS: &str = "[[batch_templates]]\npreset = \"tts\"\nendpoint = \"echo\"\n"
 async fn lines(server: &Server, id: &str) -> Vec<Value> {
     let reply = server.api.get(&format!("/v1/batches/{id}/results")).await;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    reply.text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    reply
+        .text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect()
 }
 
 async fn a_batch_runs_to_its_end(backend: Backend) {
     let Some(server) = Server::start(backend, "", "").await else { return };
     server.tracker().await;
-    let items: Vec<Value> = (0..45)
-        .map(|n| json!({"input": {"n": n}, "client_ref": format!("ref-{n}")}))
-        .collect();
+    let items: Vec<Value> =
+        (0..45).map(|n| json!({"input": {"n": n}, "client_ref": format!("ref-{n}")})).collect();
     let made = server
         .api
         .post(
@@ -34,7 +37,10 @@ async fn a_batch_runs_to_its_end(backend: Backend) {
         )
         .await
         .expect(201);
-    assert_eq!((&made["total"], &made["status"], &made["metadata"]), (&json!(45), &json!("IN_PROGRESS"), &json!({"album": 7})));
+    assert_eq!(
+        (&made["total"], &made["status"], &made["metadata"]),
+        (&json!(45), &json!("IN_PROGRESS"), &json!({"album": 7}))
+    );
     assert!(made.get("result_url").is_none(), "only once ended");
     let id = made["batch_id"].as_str().unwrap().to_owned();
     let jobs: Vec<String> =
@@ -48,7 +54,10 @@ async fn a_batch_runs_to_its_end(backend: Backend) {
     let page = server.api.get(&format!("/v1/batches/{id}?items=true&limit=40")).await.expect(200);
     assert_eq!((page["items"].as_array().unwrap().len(), &page["next_cursor"]), (40, &json!("40")));
     let rest = server.api.get(&format!("/v1/batches/{id}?items=true&limit=40&cursor=40")).await.expect(200);
-    assert_eq!((rest["items"][4]["client_ref"].as_str(), &rest["next_cursor"]), (Some("ref-44"), &json!(null)));
+    assert_eq!(
+        (rest["items"][4]["client_ref"].as_str(), &rest["next_cursor"]),
+        (Some("ref-44"), &json!(null))
+    );
     for (n, job) in jobs.iter().enumerate() {
         let attempt = server.attempt(job, 1);
         if n == 7 {
@@ -67,7 +76,10 @@ async fn a_batch_runs_to_its_end(backend: Backend) {
     let results = lines(&server, &id).await;
     assert_eq!(results.len(), 45);
     for (n, line) in results.iter().enumerate() {
-        assert_eq!((line["index"].as_u64(), line["job_id"].as_str()), (Some(n as u64), Some(jobs[n].as_str())));
+        assert_eq!(
+            (line["index"].as_u64(), line["job_id"].as_str()),
+            (Some(n as u64), Some(jobs[n].as_str()))
+        );
         if n == 7 {
             assert_eq!((&line["status"], &line["error"]), (&json!("FAILED"), &json!("no")));
         } else {
@@ -143,7 +155,12 @@ async fn json_lines_and_keys() {
         (text.clone() + "{\"input\":1}", "at most 1200"),
     ] {
         let reply = server.api.send(Method::POST, "/v1/batches", &headers, body).await.unwrap();
-        assert!(reply.status == 400 && reply.text.contains(wanted), "{wanted}: {} {}", reply.status, reply.text);
+        assert!(
+            reply.status == 400 && reply.text.contains(wanted),
+            "{wanted}: {} {}",
+            reply.status,
+            reply.text
+        );
     }
     for (body, pointer) in [
         (json!({"items": [{"input": 1}]}), "/endpoint"),
@@ -156,7 +173,10 @@ async fn json_lines_and_keys() {
         (json!({"endpoint": "echo", "items": [{"input": 1, "client_ref": "a\u{0}"}]}), "/items/0/client_ref"),
         (json!({"endpoint": "echo", "items": [{"input": 1, "webhook": "ftp://x"}]}), "/items/0/webhook"),
         (json!({"endpoint": "echo", "items": [{"input": 1}], "on_failure": "stop"}), "/on_failure"),
-        (json!({"endpoint": "echo", "items": [{"input": 1}], "callback_url": "http://10.0.0.1/"}), "/callback_url"),
+        (
+            json!({"endpoint": "echo", "items": [{"input": 1}], "callback_url": "http://10.0.0.1/"}),
+            "/callback_url",
+        ),
     ] {
         let reply = server.api.post("/v1/batches", &body).await;
         assert_eq!(reply.status, 400, "{body}: {}", reply.text);
@@ -173,10 +193,11 @@ async fn a_batch_that_was_never_opened_does_not_exist() {
     let headers = [("idempotency-key", "b1")];
     let send = || server.api.send(Method::POST, "/v1/batches", &headers, body.to_string());
     let made = send().await.unwrap().expect(201);
-    let (id, job) = (made["batch_id"].as_str().unwrap().to_owned(), made["job_ids"][0].as_str().unwrap().to_owned());
+    let (id, job) =
+        (made["batch_id"].as_str().unwrap().to_owned(), made["job_ids"][0].as_str().unwrap().to_owned());
     let sql = server.sql().await;
-    let held = "SELECT COUNT(*) FROM deliveries WHERE next_attempt_at_ms >= created_at_ms + 900000";
-    assert_eq!(sql.count(held).await, 2, "first deliveries wait for the announcement of an open batch");
+    let due = "SELECT COUNT(*) FROM deliveries WHERE next_attempt_at_ms < created_at_ms + 60000";
+    assert_eq!(sql.count(due).await, 2, "opening makes the first deliveries due");
     // As a process leaves it that dies before it opens the batch.
     sql.execute("UPDATE batches SET opened_at_ms = NULL, next_check_at_ms = created_at_ms + 600000").await;
     for path in [
@@ -224,6 +245,53 @@ async fn a_batch_that_was_never_opened_does_not_exist() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn deliveries_of_an_unopened_batch_are_held() {
+    use ringback_store::submit::{InputAt, Submit, insert_submits};
+    let Some(server) = Server::start(Backend::Sqlite, "", "").await else { return };
+    let endpoints = ringback_store::endpoints::list(server.store.read()).await.unwrap();
+    let submit = Submit {
+        id: JobId::from_parts(1, [1; 10]),
+        project: endpoints[0].project,
+        endpoint: endpoints[0].id,
+        low_priority: false,
+        sync_id: false,
+        policy: ringback_domain::policy::Policy::default(),
+        ttl_ms: None,
+        execution_timeout_ms: 1_000,
+        retain_completed_ms: 1_000,
+        retain_failed_ms: 1_000,
+        targets: ringback_domain::target::Target::of_submit(None, Some("http://127.0.0.1:9/x"), false),
+        batch: None,
+        client_ref: None,
+        idempotency_key: None,
+        request_hash: None,
+        traceparent: None,
+        input: InputAt::Inline("1".into()),
+        extra: None,
+        secret_extra_encrypted: None,
+        hold_deliveries_ms: 900_000,
+    };
+    let free = Submit { id: JobId::from_parts(2, [2; 10]), hold_deliveries_ms: 0, ..submit.clone() };
+    let inserted = server
+        .store
+        .write(ringback_store::Urgency::Now, move |tx| {
+            let (submit, free) = (submit.clone(), free.clone());
+            Box::pin(async move { insert_submits(tx, 1, 8, &[&submit, &free]).await })
+        })
+        .await
+        .unwrap();
+    assert_eq!(inserted.len(), 2);
+    let sql = server.sql().await;
+    assert_eq!(sql.count("SELECT COUNT(*) FROM deliveries").await, 2);
+    let held = "SELECT COUNT(*) FROM deliveries WHERE next_attempt_at_ms = created_at_ms + 900000";
+    assert_eq!(sql.count(held).await, 1);
+    assert_eq!(
+        sql.count("SELECT COUNT(*) FROM deliveries WHERE next_attempt_at_ms = created_at_ms").await,
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_tts_template_of_the_configuration() {
     let Some(server) = Server::start(Backend::Sqlite, "", TTS).await else { return };
     server.tracker().await;
@@ -235,18 +303,20 @@ async fn the_tts_template_of_the_configuration() {
     let id = made["batch_id"].as_str().unwrap();
     let path = format!("/tts/batch/{id}");
     let now = server.api.get(&path).await.expect(200);
-    assert_eq!(now, json!({"batch_id": id, "total": 2, "completed": 0, "failed": 0, "status": "IN_PROGRESS"}));
+    assert_eq!(
+        now,
+        json!({"batch_id": id, "total": 2, "completed": 0, "failed": 0, "status": "IN_PROGRESS"})
+    );
     let items = server.api.get(&format!("/v1/batches/{id}?items=true")).await.expect(200);
-    let jobs: Vec<String> = (0..2).map(|n| items["items"][n]["job_id"].as_str().unwrap().to_owned()).collect();
+    let jobs: Vec<String> =
+        (0..2).map(|n| items["items"][n]["job_id"].as_str().unwrap().to_owned()).collect();
     let ids: Vec<JobId> = jobs.iter().map(|j| JobId::parse(j).unwrap()).collect();
     let stored = ringback_store::inputs::select_inputs(server.store.read(), &ids).await.unwrap();
     let input = |n: usize| match &stored[&ids[n]].input {
         ringback_store::submit::InputAt::Inline(bytes) => serde_json::from_slice::<Value>(bytes).unwrap(),
         other => panic!("{other:?}"),
     };
-    let wanted = |text: &str, voice: &str| {
-        json!({"text": text, "audio_prompt_url": voice, "n_candidates": 3, "whisper_threshold": 85})
-    };
+    let wanted = |text: &str, voice: &str| json!({"text": text, "audio_prompt_url": voice, "n_candidates": 3, "whisper_threshold": 85});
     assert_eq!(input(0), wanted("one", "https://v/own.wav"), "the chunk's voice wins");
     assert_eq!(input(1), wanted("two", "https://v/all.wav"));
     for job in &jobs {
@@ -262,9 +332,17 @@ async fn the_tts_template_of_the_configuration() {
         (json!({"chunks": [{"text": "a", "index": "x"}]}), "/chunks/0/index"),
     ] {
         let reply = server.api.post("/tts/batch", &body).await;
-        assert!(reply.status == 400 && reply.json["errors"][0]["pointer"] == pointer, "{body}: {}", reply.text);
+        assert!(
+            reply.status == 400 && reply.json["errors"][0]["pointer"] == pointer,
+            "{body}: {}",
+            reply.text
+        );
     }
-    assert_eq!(server.other().post("/tts/batch", &body).await.status, 404, "another project has no such route");
+    assert_eq!(
+        server.other().post("/tts/batch", &body).await.status,
+        404,
+        "another project has no such route"
+    );
     assert_eq!(server.api.get("/tts/batch/17").await.status, 404);
 }
 
@@ -283,11 +361,15 @@ async fn transitions_are_streamed_as_they_are_committed() {
     let job = made["job_ids"][1].as_str().unwrap();
     server.attempt(job, 1).succeed_with("1").await;
     while text.matches("event: transition").count() < 2 {
-        let more = tokio::time::timeout(Duration::from_secs(10), events.chunk()).await.expect("an event").unwrap();
+        let more =
+            tokio::time::timeout(Duration::from_secs(10), events.chunk()).await.expect("an event").unwrap();
         text.push_str(std::str::from_utf8(&more.expect("not over")).unwrap());
     }
-    let told: Vec<Value> =
-        text.lines().filter_map(|l| l.strip_prefix("data: ")).map(|l| serde_json::from_str(l).unwrap()).collect();
+    let told: Vec<Value> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("data: "))
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
     assert!(told.iter().all(|t| t["job_id"] == job), "{told:?}");
     let statuses: Vec<_> = told.iter().map(|t| t["status"].as_str().unwrap()).collect();
     assert_eq!(statuses, ["IN_PROGRESS", "COMPLETED"]);

@@ -20,7 +20,8 @@ async fn waits_are_ended_by_the_tracker(backend: Backend) {
     server.tracker().await;
     let api = server.api.clone();
     let began = Instant::now();
-    let waiting = tokio::spawn(async move { api.post("/v2/echo/runsync?wait=60000", &json!({"input": 1})).await });
+    let waiting =
+        tokio::spawn(async move { api.post("/v2/echo/runsync?wait=60000", &json!({"input": 1})).await });
     let sql = server.sql().await;
     let id = until("the job's row", Duration::from_secs(10), || async {
         let jobs = server.api.get("/v1/jobs").await.expect(200);
@@ -36,16 +37,26 @@ async fn waits_are_ended_by_the_tracker(backend: Backend) {
     attempt.start().await;
     attempt.progress(r#"{"percent":50}"#).await;
     let now = server.api.status("echo", &id).await.expect(200);
-    assert_eq!((&now["status"], &now["output"], &now["workerId"]), (&json!("IN_PROGRESS"), &json!({"percent": 50}), &json!("w1")));
+    assert_eq!(
+        (&now["status"], &now["output"], &now["workerId"]),
+        (&json!("IN_PROGRESS"), &json!({"percent": 50}), &json!("w1"))
+    );
     attempt.succeed_with(r#"{"n": 1e400, "a":[1]}"#).await;
     let reply = waiting.await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert!(reply.text.contains(r#""output":{"n": 1e400, "a":[1]}"#), "verbatim: {}", reply.text);
-    assert!(reply.text.contains(r#""status":"COMPLETED""#) && reply.text.contains(r#""executionTime":12"#), "{}", reply.text);
+    assert!(
+        reply.text.contains(r#""status":"COMPLETED""#) && reply.text.contains(r#""executionTime":12"#),
+        "{}",
+        reply.text
+    );
     assert!(reply.text.contains(r#""workerId":"w1""#), "{}", reply.text);
     let (get, post) = second.await.unwrap();
     assert_eq!((get.text, post.text), (reply.text.clone(), reply.text));
-    assert_eq!(sql.count("SELECT COUNT(*) FROM jobs WHERE sync_id = 1 AND retain_completed_ms = 3600000").await, 1);
+    assert_eq!(
+        sql.count("SELECT COUNT(*) FROM jobs WHERE sync_id = 1 AND retain_completed_ms = 3600000").await,
+        1
+    );
     // The plain spelling of the same id is another job's.
     server.api.status("echo", id.trim_start_matches("sync-")).await.expect(404);
 }
@@ -74,7 +85,9 @@ async fn a_wait_that_is_over_answers_200_with_the_job_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn waiters_are_counted_and_a_drain_lets_them_go() {
-    let Some(mut server) = Server::start(Backend::Sqlite, "max_waiters = 3\nmax_waiters_per_project = 2", "").await else {
+    let Some(mut server) =
+        Server::start(Backend::Sqlite, "max_waiters = 3\nmax_waiters_per_project = 2", "").await
+    else {
         return;
     };
     let id = server.api.run("echo", &json!({"input": 1})).await;
@@ -97,10 +110,18 @@ async fn waiters_are_counted_and_a_drain_lets_them_go() {
         (reply.status == 429).then_some(reply)
     })
     .await;
-    assert!(full.text.contains("max_waiters_per_project") && full.headers["retry-after"] == "1", "{}", full.text);
+    assert!(
+        full.text.contains("max_waiters_per_project") && full.headers["retry-after"] == "1",
+        "{}",
+        full.text
+    );
     let reply = server.api.post("/v2/echo/runsync", &json!({"input": 1})).await;
     assert_eq!(reply.status, 429, "{}", reply.text);
-    assert_eq!(server.sql().await.count("SELECT COUNT(*) FROM jobs").await, 1, "no job that nobody can wait for");
+    assert_eq!(
+        server.sql().await.count("SELECT COUNT(*) FROM jobs").await,
+        1,
+        "no job that nobody can wait for"
+    );
     // Another project is not held up.
     let other = server.other().post("/v2/echo/runsync?wait=1000", &json!({"input": 1})).await;
     assert_eq!(other.expect(200)["status"], "IN_QUEUE");
@@ -138,10 +159,17 @@ async fn pieces_are_given_out_once(backend: Backend) {
     attempt.chunk(2, "null").await;
     attempt.succeed_with(r#"["a",{"b":2},null]"#).await;
     let rest = stream_of(&server, &id).await;
-    assert_eq!(rest, json!({"id": id, "status": "COMPLETED", "stream": [{"output": {"b": 2}}, {"output": null}]}));
+    assert_eq!(
+        rest,
+        json!({"id": id, "status": "COMPLETED", "stream": [{"output": {"b": 2}}, {"output": null}]})
+    );
     for _ in 0..2 {
         let empty = stream_of(&server, &id).await;
-        assert_eq!(empty, json!({"id": id, "status": "COMPLETED", "stream": []}), "an emptied stream stays readable");
+        assert_eq!(
+            empty,
+            json!({"id": id, "status": "COMPLETED", "stream": []}),
+            "an emptied stream stays readable"
+        );
     }
 }
 
@@ -166,7 +194,10 @@ async fn a_long_stream_is_final_with_its_last_piece_only() {
     }
     attempt.succeed_with("[]").await;
     let first = stream_of(&server, &id).await;
-    assert_eq!((first["status"].as_str(), first["stream"].as_array().unwrap().len()), (Some("IN_PROGRESS"), 500));
+    assert_eq!(
+        (first["status"].as_str(), first["stream"].as_array().unwrap().len()),
+        (Some("IN_PROGRESS"), 500)
+    );
     let last = stream_of(&server, &id).await;
     assert_eq!((last["status"].as_str(), last["stream"].as_array().unwrap().len()), (Some("COMPLETED"), 20));
     assert_eq!(last["stream"][19]["output"], 519);
@@ -178,8 +209,11 @@ async fn a_long_stream_is_final_with_its_last_piece_only() {
     }
     attempt.succeed_with("[]").await;
     let (a, b) = tokio::join!(stream_of(&server, &id), stream_of(&server, &id));
-    let mut seen: Vec<u64> =
-        [&a, &b].iter().flat_map(|r| r["stream"].as_array().unwrap()).map(|c| c["output"].as_u64().unwrap()).collect();
+    let mut seen: Vec<u64> = [&a, &b]
+        .iter()
+        .flat_map(|r| r["stream"].as_array().unwrap())
+        .map(|c| c["output"].as_u64().unwrap())
+        .collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..20).collect::<Vec<_>>());
 }
@@ -233,20 +267,33 @@ async fn ends_are_shown_as_webhooks_tell_them() {
     let id = server.api.run("echo", &json!({"input": 1})).await;
     server.attempt(&id, 1).fail("no \"voice\"").await;
     let job = server.api.status("echo", &id).await.expect(200);
-    assert_eq!((&job["status"], &job["error"], &job["output"]["error"]), (&json!("FAILED"), &json!("no \"voice\""), &json!("no \"voice\"")));
+    assert_eq!(
+        (&job["status"], &job["error"], &job["output"]["error"]),
+        (&json!("FAILED"), &json!("no \"voice\""), &json!("no \"voice\""))
+    );
     assert!(job["delayTime"].is_u64() && job["executionTime"] == 12, "{job}");
     let native = server.api.job(&id).await;
-    assert_eq!((&native["error"], &native["attempt"], &native["run"]), (&json!("no \"voice\""), &json!(1), &json!(1)));
-    let told: Vec<_> = native["history"].as_array().unwrap().iter().map(|h| h["status"].as_str().unwrap()).collect();
+    assert_eq!(
+        (&native["error"], &native["attempt"], &native["run"]),
+        (&json!("no \"voice\""), &json!(1), &json!(1))
+    );
+    let told: Vec<_> =
+        native["history"].as_array().unwrap().iter().map(|h| h["status"].as_str().unwrap()).collect();
     assert_eq!(told, ["IN_QUEUE", "IN_PROGRESS", "FAILED"]);
     assert_eq!(server.api.get(&format!("/v1/jobs/{id}/logs")).await.text, "one line\n");
     // Retry drops the old result.
     let running = server.api.post(&format!("/v1/jobs/{id}/retry"), &json!({})).await.expect(200);
-    assert_eq!((&running["status"], &running["run"], &running["error"]), (&json!("IN_QUEUE"), &json!(2), &json!(null)));
+    assert_eq!(
+        (&running["status"], &running["run"], &running["error"]),
+        (&json!("IN_QUEUE"), &json!(2), &json!(null))
+    );
     let again = server.api.post(&format!("/v2/echo/retry/{id}"), &json!({})).await;
     assert!(again.status == 409 && again.text.contains("IN_QUEUE"), "{}", again.text);
     let health = server.api.get("/v2/echo/health").await.expect(200);
-    assert_eq!(health["jobs"], json!({"completed": 0, "failed": 1, "inProgress": 0, "inQueue": 1, "retried": 1}));
+    assert_eq!(
+        health["jobs"],
+        json!({"completed": 0, "failed": 1, "inProgress": 0, "inQueue": 1, "retried": 1})
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -331,13 +378,21 @@ async fn limits_of_rate_size_and_disk_have_their_answers() {
     let Some(server) = Server::start(Backend::Sqlite, section, "").await else { return };
     let body = json!({"input": "x".repeat(2_500)});
     let reply = server.api.post("/v2/echo/run", &body).await;
-    assert!(reply.status == 413 && reply.text.contains("2000") && reply.text.contains("max_body_bytes"), "{}", reply.text);
+    assert!(
+        reply.status == 413 && reply.text.contains("2000") && reply.text.contains("max_body_bytes"),
+        "{}",
+        reply.text
+    );
     let reply = server.api.post("/v2/echo/runsync?wait=1000", &body).await;
     assert_eq!(reply.status, 200, "its own limit: {}", reply.text);
     // Without a length that was told before, the bytes are counted as they come.
     let pieces: Vec<Result<&str, std::io::Error>> = vec![Ok("{\"input\":\""), Ok("yyyyyyyyyy")];
     let endless = futures::stream::iter(pieces.into_iter().chain((0..500).map(|_| Ok("zzzzzzzzzz"))));
-    let reply = server.api.send(Method::POST, "/v2/echo/run", &[], reqwest::Body::wrap_stream(endless)).await.unwrap();
+    let reply = server
+        .api
+        .send(Method::POST, "/v2/echo/run", &[], reqwest::Body::wrap_stream(endless))
+        .await
+        .unwrap();
     assert_eq!(reply.status, 413, "{}", reply.text);
     let refused = until("the rate to be used up", Duration::from_secs(5), || async {
         let reply = server.api.post("/v2/echo/run", &json!({"input": 1})).await;

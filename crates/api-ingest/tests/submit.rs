@@ -49,7 +49,10 @@ async fn an_answer_means_a_row_and_a_message(backend: Backend) {
     assert_eq!(reply.clone().expect(200), json!({"id": id, "status": "IN_QUEUE"}));
     assert_eq!(reply.headers["content-type"], "application/json");
     let health = server.api.get("/v2/echo/health").await.expect(200);
-    assert_eq!(health["jobs"], json!({"completed": 0, "failed": 0, "inProgress": 0, "inQueue": 1, "retried": 0}));
+    assert_eq!(
+        health["jobs"],
+        json!({"completed": 0, "failed": 0, "inProgress": 0, "inQueue": 1, "retried": 0})
+    );
     for kind in ["idle", "initializing", "ready", "running", "throttled"] {
         assert_eq!(health["workers"][kind], 0, "{health}");
     }
@@ -135,11 +138,14 @@ async fn concurrent_submits_share_transactions_on_sqlite() {
     concurrent_submits_share_transactions(Backend::Sqlite).await;
     let text = ringback_service_runtime::metrics::render();
     let value = |name: &str| -> f64 {
-        let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+        let line =
+            text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
-    let (submits, commands) =
-        (value("ringback_api_submits_per_command_size_sum"), value("ringback_api_submits_per_command_size_count"));
+    let (submits, commands) = (
+        value("ringback_api_submits_per_command_size_sum"),
+        value("ringback_api_submits_per_command_size_count"),
+    );
     assert!(submits >= 400.0 && commands < submits / 2.0, "{submits} submits in {commands} commands");
 }
 
@@ -158,7 +164,8 @@ async fn a_key_makes_one_job(backend: Backend) {
     let Some(server) = Server::start(backend, "", "").await else { return };
     let body = json!({"input": {"n": 1}});
     // Many at once: whether they meet in one transaction or in several, one row is made.
-    let replies = futures::future::join_all((0..40).map(|_| keyed(&server, "/v2/echo/run", "k1", &body))).await;
+    let replies =
+        futures::future::join_all((0..40).map(|_| keyed(&server, "/v2/echo/run", "k1", &body))).await;
     let ids: BTreeSet<&str> = replies
         .iter()
         .map(|(status, reply)| {
@@ -220,7 +227,10 @@ async fn a_large_input_goes_to_the_blob_store_first() {
     let stored = server.blobs().get(&key, 1 << 20).await.unwrap();
     assert_eq!(stored, json!({"text": text}).to_string());
     let sql = server.sql().await;
-    assert_eq!(sql.count("SELECT COUNT(*) FROM job_inputs WHERE input IS NULL AND input_bytes > 300000").await, 1);
+    assert_eq!(
+        sql.count("SELECT COUNT(*) FROM job_inputs WHERE input IS NULL AND input_bytes > 300000").await,
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,7 +76,8 @@ mod tests {
         let both = ScopeSet::SUBMIT.with(ScopeSet::READ);
         assert!(both.allows(ScopeSet::SUBMIT) && both.allows(ScopeSet::READ));
         assert!(!both.allows(ScopeSet::ADMIN) && !both.allows(ScopeSet::METRICS));
-        for scope in [ScopeSet::SUBMIT, ScopeSet::READ, ScopeSet::WORKER, ScopeSet::METRICS, ScopeSet::ADMIN] {
+        for scope in [ScopeSet::SUBMIT, ScopeSet::READ, ScopeSet::WORKER, ScopeSet::METRICS, ScopeSet::ADMIN]
+        {
             assert!(ScopeSet::ADMIN.allows(scope));
             assert!(!ScopeSet(0).allows(scope));
         }

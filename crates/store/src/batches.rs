@@ -55,7 +55,8 @@ fn read_batch(row: &QueryResult) -> Result<BatchRow, StoreError> {
         project: ProjectId(row.try_get_by_index(1)?),
         endpoint: EndpointId(row.try_get_by_index(2)?),
         opened_at: row.try_get_by_index::<Option<i64>>(3)?.map(TimestampMs),
-        status: BatchStatus::from_code(row.try_get_by_index(4)?).ok_or(StoreError::corrupt("batches.status"))?,
+        status: BatchStatus::from_code(row.try_get_by_index(4)?)
+            .ok_or(StoreError::corrupt("batches.status"))?,
         counts: BatchCounts {
             total: get_u32(row, 5, "batches.total")?,
             completed: get_u32(row, 6, "batches.completed")?,
@@ -184,9 +185,12 @@ pub async fn give_up_batch(tx: &WriteTx, id: BatchId) -> Result<bool, StoreError
 
 /// A batch by its id.
 pub async fn batch<C: ConnectionTrait>(conn: &C, id: BatchId) -> Result<Option<BatchRow>, StoreError> {
-    let row =
-        sql::query_one(conn, &format!("SELECT {COLUMNS} FROM batches WHERE id = $1"), [sql::id(id.as_bytes())])
-            .await?;
+    let row = sql::query_one(
+        conn,
+        &format!("SELECT {COLUMNS} FROM batches WHERE id = $1"),
+        [sql::id(id.as_bytes())],
+    )
+    .await?;
     row.as_ref().map(read_batch).transpose()
 }
 
@@ -207,7 +211,9 @@ pub async fn batch_by_key<C: ConnectionTrait>(
 
 /// Whether a batch was opened; `None` where it does not exist.
 pub async fn is_open<C: ConnectionTrait>(conn: &C, id: BatchId) -> Result<Option<bool>, StoreError> {
-    let row = sql::query_one(conn, "SELECT opened_at_ms FROM batches WHERE id = $1", [sql::id(id.as_bytes())]).await?;
+    let row =
+        sql::query_one(conn, "SELECT opened_at_ms FROM batches WHERE id = $1", [sql::id(id.as_bytes())])
+            .await?;
     row.map(|r| Ok(r.try_get_by_index::<Option<i64>>(0)?.is_some())).transpose()
 }
 

@@ -62,7 +62,11 @@ struct WantedProject {
 ///
 /// # Errors
 /// See [`SyncError`].
-pub async fn sync(store: &Store, config: &RingbackConfig, key: &SecretKey) -> Result<Vec<EndpointRow>, SyncError> {
+pub async fn sync(
+    store: &Store,
+    config: &RingbackConfig,
+    key: &SecretKey,
+) -> Result<Vec<EndpointRow>, SyncError> {
     let wanted = Arc::new(resolve(config)?);
     let key = key.clone();
     // Two processes that insert the same row at once on PostgreSQL: the loser tries again and finds it.
@@ -168,7 +172,8 @@ async fn write(tx: &WriteTx, wanted: &Wanted, key: &SecretKey) -> Result<(), Sto
         }
     }
     for (project, name, shown) in &wanted.endpoints {
-        let project = ids.get(project.as_str()).ok_or(StoreError::corrupt("endpoint of an unknown project"))?;
+        let project =
+            ids.get(project.as_str()).ok_or(StoreError::corrupt("endpoint of an unknown project"))?;
         sql::execute(
             tx.conn(),
             "INSERT INTO endpoints (project_id, name, config, created_at_ms, updated_at_ms) VALUES ($1, $2, $3, $4, $4) \
@@ -193,7 +198,8 @@ async fn project_id(tx: &WriteTx, name: &str) -> Result<ProjectId, StoreError> {
         [Value::from(name), Value::from(tx.now_ms())],
     )
     .await?;
-    let row = sql::query_one(tx.conn(), "SELECT id FROM projects WHERE name = $1", [Value::from(name)]).await?;
+    let row =
+        sql::query_one(tx.conn(), "SELECT id FROM projects WHERE name = $1", [Value::from(name)]).await?;
     Ok(ProjectId(row.ok_or(StoreError::corrupt("projects"))?.try_get_by_index(0)?))
 }
 

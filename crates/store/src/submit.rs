@@ -5,11 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use ringback_contracts::v1;
 use ringback_domain::{
-    BatchId, EndpointId, JobId, JobStatus, ProjectId, TimestampMs, job,
-    job::Effect,
-    policy::Policy,
-    target::Target,
-    webhook::body,
+    BatchId, EndpointId, JobId, JobStatus, ProjectId, TimestampMs, job, job::Effect, policy::Policy,
+    target::Target, webhook::body,
 };
 use sea_orm::{ConnectionTrait, Value};
 
@@ -167,14 +164,21 @@ pub async fn insert_submits(
     Ok(admissions(plan, rows, deliveries))
 }
 
-fn admissions(plan: Vec<Result<Existing, usize>>, rows: Vec<JobRow>, all: Vec<v1::Delivery>) -> Vec<Admission> {
+fn admissions(
+    plan: Vec<Result<Existing, usize>>,
+    rows: Vec<JobRow>,
+    all: Vec<v1::Delivery>,
+) -> Vec<Admission> {
     let (mut rows, mut deliveries) = (rows.into_iter(), all.into_iter());
     plan.into_iter()
         .filter_map(|entry| match entry {
             Ok(existing) => Some(Admission::Existing(existing)),
             // As many rows as entries without a known job.
             Err(n) => rows.next().map(|row| {
-                Admission::Inserted(Box::new(Inserted { row, deliveries: deliveries.by_ref().take(n).collect() }))
+                Admission::Inserted(Box::new(Inserted {
+                    row,
+                    deliveries: deliveries.by_ref().take(n).collect(),
+                }))
             }),
         })
         .collect()
@@ -191,8 +195,10 @@ const HOLD: Rows = Rows {
 async fn hold_deliveries(tx: &WriteTx, submits: &[&Submit]) -> Result<(), StoreError> {
     let held: Vec<&&Submit> =
         submits.iter().filter(|s| s.hold_deliveries_ms > 0 && !s.targets.is_empty()).collect();
-    HOLD.execute(tx.conn(), &held, |s, v| v.extend([sql::id(s.id.as_bytes()), sql::int(s.hold_deliveries_ms)]))
-        .await?;
+    HOLD.execute(tx.conn(), &held, |s, v| {
+        v.extend([sql::id(s.id.as_bytes()), sql::int(s.hold_deliveries_ms)])
+    })
+    .await?;
     Ok(())
 }
 
@@ -324,7 +330,8 @@ async fn existing_keys(tx: &WriteTx, submits: &[&Submit]) -> Result<KnownKeys, S
         let found = Known {
             id: ringback_contracts::job_id_of(&row.try_get_by_index::<Vec<u8>>(2)?)?,
             sync_id: row.try_get_by_index::<i64>(3)? != 0,
-            status: JobStatus::from_code(row.try_get_by_index(4)?).ok_or(StoreError::corrupt("jobs.state"))?,
+            status: JobStatus::from_code(row.try_get_by_index(4)?)
+                .ok_or(StoreError::corrupt("jobs.state"))?,
             request_hash: row.try_get_by_index(5)?,
         };
         known.insert((ProjectId(row.try_get_by_index(0)?), row.try_get_by_index(1)?), found);

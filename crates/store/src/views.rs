@@ -68,7 +68,11 @@ pub struct ResultView {
 }
 
 /// The result of a run.
-pub async fn result_of<C: ConnectionTrait>(conn: &C, job: JobId, run: u32) -> Result<Option<ResultView>, StoreError> {
+pub async fn result_of<C: ConnectionTrait>(
+    conn: &C,
+    job: JobId,
+    run: u32,
+) -> Result<Option<ResultView>, StoreError> {
     let row = sql::query_one(
         conn,
         "SELECT output, output_blob_key, output_bytes, error, error_type, worker_id, started_at_ms FROM results \
@@ -237,7 +241,10 @@ pub struct WorkerView {
 }
 
 /// Workers heard of since `since_ms`, in the order of their ids.
-pub async fn list_workers<C: ConnectionTrait>(conn: &C, since_ms: i64) -> Result<Vec<WorkerView>, StoreError> {
+pub async fn list_workers<C: ConnectionTrait>(
+    conn: &C,
+    since_ms: i64,
+) -> Result<Vec<WorkerView>, StoreError> {
     let rows = sql::query(
         conn,
         "SELECT id, last_beat_ms, draining, device, slots FROM workers WHERE last_beat_ms >= $1 ORDER BY id",

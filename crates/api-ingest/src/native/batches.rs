@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{PAGE_MAX, jobs::deliveries_json, job_view::time, limit_of, parameter};
+use super::{PAGE_MAX, job_view::time, jobs::deliveries_json, limit_of, parameter};
 use crate::{
     auth::Principal,
     batches::{BatchAccepted, BatchRequest, create, job_ids, new_batch_id},
@@ -33,9 +33,9 @@ use crate::{
     runpod::control::{refused, unreadable},
     state::Api,
     submit::{
-        admit, idempotency_key,
+        Trace, admit, idempotency_key,
         parse::{RawJob, check_job, member, not_json, parse_object, text_member, url_member},
-        prepare, request_hash, traceparent,
+        prepare, request_hash,
     },
 };
 
@@ -110,7 +110,8 @@ pub(crate) async fn post(State(api): State<Arc<Api>>, request: Request) -> Resul
     let who = api.auth.authorize(&head.headers, ScopeSet::SUBMIT).await?;
     let limit = BodyLimit { max_bytes: api.limits.max_batch_body_bytes, setting: "max_batch_body_bytes" };
     let body = read_body(&head.headers, body, limit).await?;
-    let (raw, items) = if is_json_lines(&head.headers) { parse_lines(&api, &body)? } else { parse_json(&api, &body)? };
+    let (raw, items) =
+        if is_json_lines(&head.headers) { parse_lines(&api, &body)? } else { parse_json(&api, &body)? };
     let name = raw.endpoint.ok_or_else(|| ApiError::field("/endpoint", "is missing: name an endpoint"))?;
     let endpoint = api.catalog.find(who.project, &text_member("/endpoint", name)?)?;
     let call = Call { headers: &head.headers, body: &body, inputs: &body, template: None };
@@ -126,7 +127,10 @@ pub(crate) async fn post(State(api): State<Arc<Api>>, request: Request) -> Resul
 fn is_json_lines(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
-    matches!(kind, "application/x-ndjson" | "application/jsonl" | "application/x-jsonlines" | "application/json-lines")
+    matches!(
+        kind,
+        "application/x-ndjson" | "application/jsonl" | "application/x-jsonlines" | "application/json-lines"
+    )
 }
 
 fn parse_json<'a>(api: &Api, body: &'a Bytes) -> Result<(RawBatch<'a>, Vec<Item<'a>>), ApiError> {
@@ -139,19 +143,26 @@ fn parse_json<'a>(api: &Api, body: &'a Bytes) -> Result<(RawBatch<'a>, Vec<Item<
 }
 
 fn parse_lines<'a>(api: &Api, body: &'a Bytes) -> Result<(RawBatch<'a>, Vec<Item<'a>>), ApiError> {
-    let text = std::str::from_utf8(body).map_err(|_| ApiError::bad_request("the request body is not UTF-8"))?;
+    let text =
+        std::str::from_utf8(body).map_err(|_| ApiError::bad_request("the request body is not UTF-8"))?;
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let (_, first) = lines.next().ok_or_else(|| {
-        ApiError::bad_request("the request body is empty; the first line is the batch without `items`, then one item per line")
+        ApiError::bad_request(
+            "the request body is empty; the first line is the batch without `items`, then one item per line",
+        )
     })?;
     let raw: RawBatch<'_> = parse_object(first.as_bytes(), &api.rules)?;
     if raw.items.is_some() {
-        return Err(ApiError::field("/items", "must not be in the first of JSON lines: each further line is an item"));
+        return Err(ApiError::field(
+            "/items",
+            "must not be in the first of JSON lines: each further line is an item",
+        ));
     }
     let mut items = Vec::new();
     for (n, line) in lines {
-        ringback_service_runtime::json::check_depth(line.as_bytes(), api.rules.max_json_depth)
-            .map_err(|e| ApiError::bad_request(format!("line {} {e} (setting server.max_json_depth)", n + 1)))?;
+        ringback_service_runtime::json::check_depth(line.as_bytes(), api.rules.max_json_depth).map_err(
+            |e| ApiError::bad_request(format!("line {} {e} (setting server.max_json_depth)", n + 1)),
+        )?;
         items.push(item_of(line.trim(), format!("/line-{}", n + 1))?);
     }
     check_count(api, items.len())?;
@@ -166,7 +177,9 @@ fn check_count(api: &Api, n: usize) -> Result<(), ApiError> {
     if n > max as usize {
         return Err(ApiError::field(
             "/items",
-            format!("has {n} items, at most {max} are allowed (setting server.max_batch_items); send several batches"),
+            format!(
+                "has {n} items, at most {max} are allowed (setting server.max_batch_items); send several batches"
+            ),
         ));
     }
     Ok(())
@@ -210,20 +223,23 @@ async fn accept(
 ) -> Result<BatchAccepted, ApiError> {
     let Call { headers, body, inputs, template } = call;
     let total = u32::try_from(items.len()).unwrap_or(u32::MAX);
-    let callback_url = url_member("/callback_url", raw.callback_url, &api.rules)?.map(std::borrow::Cow::into_owned);
+    let callback_url =
+        url_member("/callback_url", raw.callback_url, &api.rules)?.map(std::borrow::Cow::into_owned);
     let cancel_rest = raw.cancel_rest()?;
     let key = idempotency_key(headers)?;
-    let trace = traceparent(headers);
+    let trace = Trace::of(headers);
     let mut jobs = Vec::with_capacity(items.len());
     for (item, id) in items.into_iter().zip(job_ids(total as usize)) {
         let request = check_job(&raw.inherit(item.raw), &api.rules).map_err(|e| e.below(&item.pointer))?;
-        let mut job = prepare(api, endpoint, inputs, &request, id, Some(trace.clone()))?;
+        let mut job = prepare(api, endpoint, inputs, &request, id, Some(trace.traceparent.clone()))?;
         job.submit.client_ref = item.client_ref;
         jobs.push(job);
     }
     admit(api, who, u64::from(total))?;
+    let id = new_batch_id();
+    trace.made(&id);
     let new = NewBatch {
-        id: new_batch_id(),
+        id,
         project: endpoint.project,
         endpoint: endpoint.id,
         total,
@@ -233,15 +249,20 @@ async fn accept(
         metadata: raw.metadata.map(|m| m.get().as_bytes().to_vec()),
         request_hash: key.as_ref().map(|_| request_hash(endpoint, body)),
         idempotency_key: key,
-        traceparent: Some(trace),
+        traceparent: Some(trace.traceparent.clone()),
     };
-    create(api, BatchRequest { new, jobs }).await
+    let accepted = create(api, BatchRequest { new, jobs }).await?;
+    tracing::debug!(batch_id = %accepted.id, total, endpoint = endpoint.name, new = accepted.new, "accepted");
+    Ok(accepted)
 }
 
 /// A batch of the asker's project that was opened.
 async fn find(api: &Api, who: &Principal, id: &str) -> Result<BatchRow, ApiError> {
-    let absent =
-        || ApiError::not_found("batch not found: this project has no batch with this id, or its retention time is over");
+    let absent = || {
+        ApiError::not_found(
+            "batch not found: this project has no batch with this id, or its retention time is over",
+        )
+    };
     let id = BatchId::parse(id).map_err(|_| absent())?;
     let row = batch(api.store.read(), id).await?;
     row.filter(|row| row.project == who.project && row.opened_at.is_some()).ok_or_else(absent)
@@ -285,9 +306,14 @@ pub(crate) async fn get(
     let mut shown = batch_json(&api, &row);
     if parameter(&query, "items", "true or false", |text| text.parse::<bool>().ok())?.unwrap_or(false) {
         let limit = limit_of(&query)?.min(PAGE_MAX);
-        let from = parameter(&query, "cursor", "the next_cursor of a former page", |text| text.parse::<u32>().ok())?;
+        let from =
+            parameter(&query, "cursor", "the next_cursor of a former page", |text| text.parse::<u32>().ok())?;
         let items = batch_items(api.store.read(), row.id, from.unwrap_or(0), limit, false).await?;
-        let next = if items.len() == limit as usize { items.last().map(|i| (i.index + 1).to_string()) } else { None };
+        let next = if items.len() == limit as usize {
+            items.last().map(|i| (i.index + 1).to_string())
+        } else {
+            None
+        };
         shown["items"] = items.iter().map(item_json).collect();
         shown["next_cursor"] = next.into();
     }
@@ -340,7 +366,8 @@ pub(crate) async fn results(
         async move {
             let Some(from) = from else { return Ok::<_, Broken>(None) };
             let items = batch_items(api.store.read(), batch, from, RESULT_PAGE, true).await?;
-            let next = if items.len() < RESULT_PAGE as usize { None } else { items.last().map(|i| i.index + 1) };
+            let next =
+                if items.len() < RESULT_PAGE as usize { None } else { items.last().map(|i| i.index + 1) };
             Ok(Some((items.into_iter().flat_map(result_line).collect::<Vec<Part>>(), next)))
         }
     });
@@ -424,17 +451,19 @@ pub(crate) async fn template_post(
     let (inputs, places) = template_inputs(&api, template, &body)?;
     let mut items = Vec::with_capacity(places.len());
     for (n, (range, client_ref)) in places.into_iter().enumerate() {
-        let text = std::str::from_utf8(&inputs[range]).map_err(|_| ApiError::bad_request("the input is not UTF-8"))?;
+        let text = std::str::from_utf8(&inputs[range])
+            .map_err(|_| ApiError::bad_request("the input is not UTF-8"))?;
         let input: &RawValue = serde_json::from_str(text).map_err(|e| not_json(&e))?;
         let raw = RawJob { input: Some(input), ..RawJob::default() };
-        items.push(Item { raw, pointer: format!("/{}/{n}", template.items_field), client_ref: Some(client_ref) });
+        items.push(Item {
+            raw,
+            pointer: format!("/{}/{n}", template.items_field),
+            client_ref: Some(client_ref),
+        });
     }
     let call = Call { headers: &head.headers, body: &body, inputs: &inputs, template: Some(&template.route) };
     let accepted = accept(&api, &who, endpoint, call, &settings, items).await?;
-    Ok(json_value(
-        StatusCode::OK,
-        &json!({"batch_id": accepted.id.to_string(), "job_count": accepted.total}),
-    ))
+    Ok(json_value(StatusCode::OK, &json!({"batch_id": accepted.id.to_string(), "job_count": accepted.total})))
 }
 
 type Places = Vec<(std::ops::Range<usize>, String)>;
@@ -446,7 +475,8 @@ fn template_inputs(api: &Api, template: &BatchTemplate, body: &Bytes) -> Result<
     let max = api.limits.max_batch_items;
     if jobs.len() > max as usize {
         let pointer = format!("/{}", template.items_field);
-        let reason = format!("has {} items, at most {max} are allowed (setting server.max_batch_items)", jobs.len());
+        let reason =
+            format!("has {} items, at most {max} are allowed (setting server.max_batch_items)", jobs.len());
         return Err(ApiError::field(pointer, reason));
     }
     let (mut inputs, mut places) = (Vec::new(), Vec::with_capacity(jobs.len()));

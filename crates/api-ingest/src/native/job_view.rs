@@ -36,12 +36,17 @@ fn object(api: &Api, row: &JobRow, result: Option<&ResultView>, counts: &Deliver
     match &row.job.state {
         JobState::InQueue => {}
         JobState::InProgress(live) => {
-            (attempt, started, worker) = (Some(live.attempt), Some(live.started_at.0), Some(live.worker.clone()));
+            (attempt, started, worker) =
+                (Some(live.attempt), Some(live.started_at.0), Some(live.worker.clone()));
             delay = Some(live.delay_ms);
         }
-        JobState::Completed(end) | JobState::Failed(end) | JobState::Cancelled(end) | JobState::TimedOut(end) => {
+        JobState::Completed(end)
+        | JobState::Failed(end)
+        | JobState::Cancelled(end)
+        | JobState::TimedOut(end) => {
             (attempt, finished) = (end.attempt, Some(end.at.0));
-            (delay, execution, reason) = (Some(end.delay_ms), Some(end.execution_ms), Some(end.reason.as_str()));
+            (delay, execution, reason) =
+                (Some(end.delay_ms), Some(end.execution_ms), Some(end.reason.as_str()));
             started = result.and_then(|r| r.started_at_ms);
             worker = result.and_then(|r| r.worker.clone());
         }
@@ -92,7 +97,8 @@ fn history(row: &JobRow) -> Value {
 /// The job with its output where that is small; else with `output_url`.
 pub(crate) async fn job_json(api: &Api, row: &JobRow) -> Result<Vec<u8>, ApiError> {
     let conn = api.store.read();
-    let result = if row.job.status().is_terminal() { result_of(conn, row.job.id, row.job.run).await? } else { None };
+    let result =
+        if row.job.status().is_terminal() { result_of(conn, row.job.id, row.job.run).await? } else { None };
     let owner = Uuid::from_bytes(*row.job.id.as_bytes());
     let counts = delivery_counts_of(conn, &[owner]).await?.remove(&owner).unwrap_or_default();
     let mut value = object(api, row, result.as_ref(), &counts);

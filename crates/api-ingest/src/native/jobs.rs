@@ -39,7 +39,11 @@ use crate::{
 
 /// A job by its public id, if the asker's project owns it.
 async fn find(api: &Api, who: &Principal, id: &str) -> Result<JobRow, ApiError> {
-    let absent = || ApiError::not_found("job not found: this project has no job with this id, or its retention time is over");
+    let absent = || {
+        ApiError::not_found(
+            "job not found: this project has no job with this id, or its retention time is over",
+        )
+    };
     let (job, sync) = JobId::parse_public(id).map_err(|_| absent())?;
     let row = visible_job(api.store.read(), who.project, job).await?;
     row.filter(|row| row.sync_id == sync).ok_or_else(absent)
@@ -61,7 +65,8 @@ pub(crate) async fn create(State(api): State<Arc<Api>>, request: Request) -> Res
     let status = if accepted.new { StatusCode::CREATED } else { StatusCode::OK };
     let row = find(&api, &who, &accepted.public_id()).await?;
     let mut response = json_bytes(status, job_json(&api, &row).await?);
-    if let Ok(location) = HeaderValue::from_str(&format!("{}/v1/jobs/{}", api.base_url, accepted.public_id())) {
+    if let Ok(location) = HeaderValue::from_str(&format!("{}/v1/jobs/{}", api.base_url, accepted.public_id()))
+    {
         response.headers_mut().insert(header::LOCATION, location);
     }
     Ok(response)
@@ -83,7 +88,9 @@ pub(crate) async fn list(
         endpoint,
         status: parameter(&query, "status", "one of the six states, such as COMPLETED", JobStatus::parse)?,
         batch: parameter(&query, "batch", "a batch's id", |text| BatchId::parse(text).ok())?,
-        before: parameter(&query, "cursor", "the next_cursor of a former page", |text| JobId::parse(text).ok())?,
+        before: parameter(&query, "cursor", "the next_cursor of a former page", |text| {
+            JobId::parse(text).ok()
+        })?,
         limit,
     };
     let ids = list_jobs(api.store.read(), who.project, &filter).await?;
@@ -116,9 +123,9 @@ pub(crate) async fn output(
         Err(ApiError::conflict(format!("the job is {}; its output comes with its end", row.job.status())))?;
     }
     let result = result_of(api.store.read(), row.job.id, row.job.run).await?;
-    let output = result.and_then(|r| r.output).ok_or_else(|| {
-        ApiError::not_found(format!("the job is {} and has no output", row.job.status()))
-    })?;
+    let output = result
+        .and_then(|r| r.output)
+        .ok_or_else(|| ApiError::not_found(format!("the job is {} and has no output", row.job.status())))?;
     Ok(parts_response(&api.blobs, vec![part_of(output)], "application/json"))
 }
 

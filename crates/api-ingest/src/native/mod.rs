@@ -19,7 +19,9 @@ pub(crate) fn limit_of(query: &HashMap<String, String>) -> Result<u32, ApiError>
     match query.get("limit") {
         None => Ok(PAGE_DEFAULT),
         Some(text) => text.parse::<u32>().ok().filter(|n| (1..=PAGE_MAX).contains(n)).ok_or_else(|| {
-            ApiError::bad_request(format!("the query parameter `limit` must be a number from 1 to {PAGE_MAX}"))
+            ApiError::bad_request(format!(
+                "the query parameter `limit` must be a number from 1 to {PAGE_MAX}"
+            ))
         }),
     }
 }

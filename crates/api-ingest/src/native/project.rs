@@ -19,7 +19,10 @@ use crate::{
 };
 
 /// `GET /v1/endpoints`
-pub(crate) async fn endpoints(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, NativeError> {
+pub(crate) async fn endpoints(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+) -> Result<Response, NativeError> {
     let who = api.auth.authorize(&headers, ScopeSet::READ).await?;
     let mut all = Vec::new();
     for endpoint in api.catalog.of_project(who.project) {
@@ -64,7 +67,10 @@ pub(crate) async fn purge_endpoint(
 }
 
 /// `GET /v1/workers`: workers that serve endpoints of this project.
-pub(crate) async fn workers(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, NativeError> {
+pub(crate) async fn workers(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+) -> Result<Response, NativeError> {
     let who = api.auth.authorize(&headers, ScopeSet::READ).await?;
     let mine = api.catalog.of_project(who.project);
     let mut all = Vec::new();
@@ -92,12 +98,18 @@ pub(crate) async fn workers(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
 }
 
 /// `GET /v1/webhooks/default/secret`: the secrets that sign this project's job webhooks, newest first.
-pub(crate) async fn webhook_secret(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, NativeError> {
+pub(crate) async fn webhook_secret(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+) -> Result<Response, NativeError> {
     let who = api.auth.authorize(&headers, ScopeSet::ADMIN).await?;
     let secrets = live_secrets(api.store.read(), &api.key, who.project).await?;
     let all: Vec<_> = secrets
         .iter()
         .map(|s| json!({"secret": s.secret.expose(), "created_at": rfc3339(s.created_at_ms)}))
         .collect();
-    Ok(json_value(StatusCode::OK, &json!({"secret": all.first().map(|s| s["secret"].clone()), "secrets": all})))
+    Ok(json_value(
+        StatusCode::OK,
+        &json!({"secret": all.first().map(|s| s["secret"].clone()), "secrets": all}),
+    ))
 }

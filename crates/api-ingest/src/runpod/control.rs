@@ -58,7 +58,8 @@ pub(crate) async fn retry_job(
     job: JobId,
     native: bool,
 ) -> Result<JobStatus, ApiError> {
-    let command = v1::RetryJob { project_id: project.0, job_id: Bytes::copy_from_slice(job.as_bytes()), native };
+    let command =
+        v1::RetryJob { project_id: project.0, job_id: Bytes::copy_from_slice(job.as_bytes()), native };
     status_of(api.command(v1::command::Command::Retry(command)).await?).map_err(|e| {
         if e.status != StatusCode::CONFLICT {
             return e;
@@ -70,7 +71,9 @@ pub(crate) async fn retry_job(
 
 fn status_of(reply: v1::command_reply::Reply) -> Result<JobStatus, ApiError> {
     match reply {
-        v1::command_reply::Reply::Job(job) => JobStatus::from_code(i64::from(job.status)).ok_or_else(unreadable),
+        v1::command_reply::Reply::Job(job) => {
+            JobStatus::from_code(i64::from(job.status)).ok_or_else(unreadable)
+        }
         v1::command_reply::Reply::Count(_) => Err(unreadable()),
         v1::command_reply::Reply::Refusal(refusal) => Err(refused(&refusal)),
     }

@@ -30,7 +30,11 @@ pub(crate) async fn find_job(
 }
 
 /// The endpoint of a path, for the key's project.
-pub(crate) fn find_endpoint<'a>(api: &'a Api, who: &Principal, name: &str) -> Result<&'a Arc<Endpoint>, ApiError> {
+pub(crate) fn find_endpoint<'a>(
+    api: &'a Api,
+    who: &Principal,
+    name: &str,
+) -> Result<&'a Arc<Endpoint>, ApiError> {
     api.catalog.find(who.project, name)
 }
 
@@ -38,9 +42,8 @@ pub(crate) fn find_endpoint<'a>(api: &'a Api, who: &Principal, name: &str) -> Re
 pub(crate) fn wait_ms(query: &HashMap<String, String>, default: u64, max: u64) -> Result<u64, ApiError> {
     match query.get("wait") {
         None => Ok(default),
-        Some(text) => text
-            .parse::<u64>()
-            .map(|ms| ms.min(max))
-            .map_err(|_| ApiError::bad_request("the query parameter `wait` must be a number of milliseconds")),
+        Some(text) => text.parse::<u64>().map(|ms| ms.min(max)).map_err(|_| {
+            ApiError::bad_request("the query parameter `wait` must be a number of milliseconds")
+        }),
     }
 }

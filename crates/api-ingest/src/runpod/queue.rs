@@ -139,7 +139,9 @@ pub(crate) async fn requests(
     };
     let before = match query.get("cursor") {
         None => None,
-        Some(text) => Some(JobId::parse(text).map_err(|_| ApiError::bad_request("`cursor` is not one of ours"))?),
+        Some(text) => {
+            Some(JobId::parse(text).map_err(|_| ApiError::bad_request("`cursor` is not one of ours"))?)
+        }
     };
     let filter = JobFilter { endpoint: Some(endpoint.id), before, limit, ..JobFilter::default() };
     let ids = list_jobs(api.store.read(), who.project, &filter).await?;

@@ -75,7 +75,8 @@ pub(crate) async fn runsync(
         waiter = api.waiters.join(who.project, accepted.id, Wants::End)?;
     }
     let public_id = accepted.public_id();
-    let row = status::wait_for_end(&api, &who, endpoint, &public_id, &waiter, Duration::from_millis(wait)).await?;
+    let row =
+        status::wait_for_end(&api, &who, endpoint, &public_id, &waiter, Duration::from_millis(wait)).await?;
     Ok(status::job_object(&api, &row).await?)
 }
 

@@ -112,7 +112,10 @@ pub(crate) async fn job_object(api: &Api, row: &JobRow) -> Result<Response, ApiE
             body.push(b'}');
             Ok(json_bytes(StatusCode::OK, body))
         }
-        JobState::Completed(end) | JobState::Failed(end) | JobState::Cancelled(end) | JobState::TimedOut(end) => {
+        JobState::Completed(end)
+        | JobState::Failed(end)
+        | JobState::Cancelled(end)
+        | JobState::TimedOut(end) => {
             let result = result_of(api.store.read(), row.job.id, row.job.run).await?;
             let result = result.as_ref();
             let told = Terminal {
@@ -125,7 +128,8 @@ pub(crate) async fn job_object(api: &Api, row: &JobRow) -> Result<Response, ApiE
                 echo: None,
             };
             let mut parts = terminal(&told).into_parts();
-            if let (Some(worker), Some(Part::Inline(tail))) = (result.and_then(|r| r.worker.as_ref()), parts.last_mut())
+            if let (Some(worker), Some(Part::Inline(tail))) =
+                (result.and_then(|r| r.worker.as_ref()), parts.last_mut())
                 && tail.pop() == Some(b'}')
             {
                 tail.extend_from_slice(format!(r#","workerId":{}}}"#, json!(worker)).as_bytes());

@@ -63,7 +63,9 @@ fn attempt_of(row: &JobRow) -> Option<u32> {
     match &row.job.state {
         JobState::InQueue => None,
         JobState::InProgress(live) => Some(live.attempt),
-        JobState::Completed(e) | JobState::Failed(e) | JobState::Cancelled(e) | JobState::TimedOut(e) => e.attempt,
+        JobState::Completed(e) | JobState::Failed(e) | JobState::Cancelled(e) | JobState::TimedOut(e) => {
+            e.attempt
+        }
     }
 }
 

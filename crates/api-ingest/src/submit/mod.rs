@@ -40,15 +40,28 @@ pub(crate) fn request_hash(endpoint: &Endpoint, body: &[u8]) -> Vec<u8> {
     hash.finalize().to_vec()
 }
 
-/// The trace of a request: the caller's, continued, or a new one.
-pub(crate) fn traceparent(headers: &HeaderMap) -> String {
-    let parent = headers.get(trace_context::TRACEPARENT).and_then(|v| v.to_str().ok());
-    let span = tracing::info_span!(target: "ringback_api", "submit");
-    trace_context::set_parent(&span, parent);
-    trace_context::traceparent_of(&span)
-        // Without telemetry the caller's context is handed on as it is.
-        .or_else(|| parent.and_then(trace_context::valid).map(str::to_owned))
-        .unwrap_or_else(trace_context::current_or_new_traceparent)
+/// The trace of a submit: the caller's, continued, or a new one. The span lasts until the answer.
+pub(crate) struct Trace {
+    span: tracing::Span,
+    pub(crate) traceparent: String,
+}
+
+impl Trace {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let parent = headers.get(trace_context::TRACEPARENT).and_then(|v| v.to_str().ok());
+        let span = tracing::info_span!(target: "ringback_api", "submit", job_id = tracing::field::Empty);
+        trace_context::set_parent(&span, parent);
+        let traceparent = trace_context::traceparent_of(&span)
+            // Without telemetry the caller's context is handed on as it is.
+            .or_else(|| parent.and_then(trace_context::valid).map(str::to_owned))
+            .unwrap_or_else(trace_context::current_or_new_traceparent);
+        Self { span, traceparent }
+    }
+
+    /// Names the job, or the batch, that came of it.
+    pub(crate) fn made(&self, id: &impl std::fmt::Display) {
+        self.span.record("job_id", tracing::field::display(id));
+    }
 }
 
 /// A new job id of this moment.
@@ -80,8 +93,9 @@ pub(crate) async fn submit_one(
 ) -> Result<Accepted, ApiError> {
     let key = idempotency_key(origin.headers)?;
     let hash = key.as_ref().map(|_| request_hash(endpoint, body));
-    let trace = traceparent(origin.headers);
-    let mut submit = prepare(api, endpoint, body, request, origin.id, Some(trace))?;
+    let trace = Trace::of(origin.headers);
+    trace.made(&origin.id);
+    let mut submit = prepare(api, endpoint, body, request, origin.id, Some(trace.traceparent.clone()))?;
     submit.submit.sync_id = origin.sync;
     if origin.sync {
         submit.submit.retain_completed_ms = endpoint.retention.sync_ms;
@@ -96,6 +110,14 @@ pub(crate) async fn submit_one(
         if !matches!(&done, Err(e) if e.status.is_server_error()) {
             let _ = api.blobs.delete(&blob).await;
         }
+    }
+    if let Ok(accepted) = &done {
+        tracing::debug!(
+            job_id = accepted.public_id(),
+            endpoint = endpoint.name,
+            new = accepted.new,
+            "accepted"
+        );
     }
     done
 }
@@ -124,7 +146,11 @@ pub(crate) fn prepare(
         execution_timeout_ms: request.execution_timeout_ms.unwrap_or(endpoint.execution_timeout_ms),
         retain_completed_ms: endpoint.retention.completed_ms,
         retain_failed_ms: endpoint.retention.failed_ms,
-        targets: Target::of_submit(request.webhook.as_deref(), request.webhook_v2.as_deref(), endpoint.all_events),
+        targets: Target::of_submit(
+            request.webhook.as_deref(),
+            request.webhook_v2.as_deref(),
+            endpoint.all_events,
+        ),
         batch: None,
         client_ref: None,
         idempotency_key: None,

@@ -84,7 +84,8 @@ impl Outbound {
         let bytes_before = self.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
         let publish = async {
             if before > BACKLOG_MAX_JOBS || bytes_before > BACKLOG_MAX_BYTES {
-                metrics::counter!("ringback_api_publishes_left_to_reconciler_total").increment(sent.len() as u64);
+                metrics::counter!("ringback_api_publishes_left_to_reconciler_total")
+                    .increment(sent.len() as u64);
             } else {
                 fault::point("api.publish.before");
                 self.publish(&sent).await;
@@ -116,7 +117,8 @@ impl Outbound {
             let Some((_, failure)) = failed.first() else { return };
             let Some(pause) = TRIES.get(attempt) else {
                 tracing::warn!(jobs = failed.len(), error = %failure, "not published; the reconciler will");
-                metrics::counter!("ringback_api_publishes_left_to_reconciler_total").increment(failed.len() as u64);
+                metrics::counter!("ringback_api_publishes_left_to_reconciler_total")
+                    .increment(failed.len() as u64);
                 return;
             };
             self.make_missing_streams(&failed).await;
@@ -143,9 +145,10 @@ impl Outbound {
     fn publication(&self, s: &Sent, must_ask: bool) -> Publication {
         let (submit, endpoint, row) = (&s.pending.submit, &s.pending.endpoint, &s.row);
         let input = match &submit.input {
-            InputAt::Inline(bytes) => {
-                v1::Payload { size_bytes: bytes.len() as u64, at: Some(v1::payload::At::Inline(bytes.clone())) }
-            }
+            InputAt::Inline(bytes) => v1::Payload {
+                size_bytes: bytes.len() as u64,
+                at: Some(v1::payload::At::Inline(bytes.clone())),
+            },
             InputAt::Blob { key, size_bytes } => {
                 v1::Payload { size_bytes: *size_bytes, at: Some(v1::payload::At::BlobKey(key.clone())) }
             }

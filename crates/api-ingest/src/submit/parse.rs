@@ -84,7 +84,11 @@ pub(crate) struct JobRequest<'a> {
 /// Parses an object, with the depth counted first.
 pub(crate) fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8], rules: &Rules) -> Result<T, ApiError> {
     match body.trim_ascii_start().first() {
-        None => return Err(ApiError::bad_request("the request body is empty; send a JSON object such as {\"input\": 1}")),
+        None => {
+            return Err(ApiError::bad_request(
+                "the request body is empty; send a JSON object such as {\"input\": 1}",
+            ));
+        }
         Some(b'{') => {}
         Some(_) => {
             // A list would be taken for the members in order; anything else is told what it is not.
@@ -115,7 +119,10 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
     let upper = url_member("/webhookV2", raw.webhook_v2, rules)?;
     let webhook_v2 = match (lower, upper) {
         (Some(a), Some(b)) if a != b => {
-            return Err(ApiError::field("/webhookV2", "differs from `webhookv2`: both name the same setting"));
+            return Err(ApiError::field(
+                "/webhookV2",
+                "differs from `webhookv2`: both name the same setting",
+            ));
         }
         (a, b) => a.or(b),
     };
@@ -160,11 +167,24 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
         ("metadata", raw.metadata),
     ]);
     let secret_extra = object_of(&[("s3Config", raw.s3_config)]);
-    Ok(JobRequest { input, webhook, webhook_v2, execution_timeout_ms, ttl_ms, low_priority, extra, secret_extra })
+    Ok(JobRequest {
+        input,
+        webhook,
+        webhook_v2,
+        execution_timeout_ms,
+        ttl_ms,
+        low_priority,
+        extra,
+        secret_extra,
+    })
 }
 
 /// Reads a member as `T`, or says what it must be.
-pub(crate) fn member<'a, T: Deserialize<'a>>(pointer: &str, raw: &'a RawValue, expected: &str) -> Result<T, ApiError> {
+pub(crate) fn member<'a, T: Deserialize<'a>>(
+    pointer: &str,
+    raw: &'a RawValue,
+    expected: &str,
+) -> Result<T, ApiError> {
     serde_json::from_str(raw.get()).map_err(|_| ApiError::field(pointer, format!("must be {expected}")))
 }
 
@@ -224,7 +244,8 @@ mod tests {
 
     #[test]
     fn input_stays_as_it_came() {
-        let kept = check(r#" {"x":1,"input" : {"b": 1e400, "a":0.10, "n":"\u0000"} , "timeout": 3}"#).unwrap();
+        let kept =
+            check(r#" {"x":1,"input" : {"b": 1e400, "a":0.10, "n":"\u0000"} , "timeout": 3}"#).unwrap();
         assert_eq!(kept, r#"{"b": 1e400, "a":0.10, "n":"\u0000"} None"#);
         let kept = check(r#"{"input":[1],"policy":{"ttl": 10000},"s3Config":{"accessSecret":"k"}}"#).unwrap();
         assert_eq!(kept, r#"[1] Some(b"{\"policy\":{\"ttl\": 10000}}")"#);
@@ -243,7 +264,10 @@ mod tests {
             (r#"{"input":null}"#, "`input` is missing"),
             (r#"{"input":1,"input":2}"#, "duplicate field `input`"),
             (r#"{"input":1,"webhook":5}"#, "`webhook` must be a text"),
-            (r#"{"input":1,"webhook":"http://10.0.0.1/"}"#, "`webhook` is refused: address 10.0.0.1 is not allowed"),
+            (
+                r#"{"input":1,"webhook":"http://10.0.0.1/"}"#,
+                "`webhook` is refused: address 10.0.0.1 is not allowed",
+            ),
             (r#"{"input":1,"webhook":"nonsense"}"#, "`webhook` is refused: not an absolute URL"),
             (r#"{"input":1,"webhookv2":"ftp://example.com/"}"#, "`webhookv2` is refused: scheme ftp"),
             (r#"{"input":1,"webhook":"https://example.com/\u0000"}"#, "control character"),

@@ -18,7 +18,7 @@ use ringback_domain::{JobId, JobStatus};
 use ringback_service_runtime::fault;
 use ringback_store::{
     Store, StoreError, Urgency, WriteTx,
-    submit::{Admission, Inserted, InputAt, Submit, committed_ids, insert_submits},
+    submit::{Admission, InputAt, Inserted, Submit, committed_ids, insert_submits},
 };
 use tokio::sync::oneshot;
 
@@ -140,6 +140,7 @@ impl Submits {
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(result)) => {
                 guard.1 = true;
+                metrics::histogram!("ringback_api_submit_seconds").record(pending.since.elapsed());
                 result
             }
             // The group's task ended without an answer: a panic below it.
@@ -318,6 +319,7 @@ impl Submits {
                 }
             }
         }
+        metrics::counter!("ringback_api_jobs_accepted_total").increment(sent.len() as u64);
         if !sent.is_empty() {
             Arc::clone(&self.outbound).send(sent);
         }
@@ -340,4 +342,141 @@ async fn insert_group(
         group.iter().zip(&live).filter(|(_, live)| **live).map(|(p, _)| &p.submit).collect();
     let mut admissions = insert_submits(tx, counter_row, partitions, &submits).await?.into_iter();
     Ok(live.into_iter().map(|live| if live { admissions.next() } else { None }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use ringback_bus::Bus;
+    use ringback_domain::{EndpointId, ProjectId, policy::Policy};
+    use ringback_service_runtime::config::{NatsConfig, RetentionConfig};
+    use ringback_store::Open;
+
+    use super::*;
+
+    fn endpoint() -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            id: EndpointId(1),
+            project: ProjectId(1),
+            name: "e".into(),
+            alias: None,
+            slots: 1,
+            shard: 1,
+            all_events: false,
+            policy: Policy::default(),
+            execution_timeout_ms: 1_000,
+            ttl_ms: 1_000,
+            retention: RetentionConfig::default().resolve(),
+        })
+    }
+
+    fn pending(id: JobId) -> Pending {
+        let submit = Submit {
+            id,
+            project: ProjectId(1),
+            endpoint: EndpointId(1),
+            low_priority: false,
+            sync_id: false,
+            policy: Policy::default(),
+            ttl_ms: None,
+            execution_timeout_ms: 1_000,
+            retain_completed_ms: 1_000,
+            retain_failed_ms: 1_000,
+            targets: Vec::new(),
+            batch: None,
+            client_ref: None,
+            idempotency_key: None,
+            request_hash: None,
+            traceparent: None,
+            input: InputAt::Inline(Bytes::from_static(b"1")),
+            extra: None,
+            secret_extra_encrypted: None,
+            hold_deliveries_ms: 0,
+        };
+        Pending::new(submit, endpoint(), None)
+    }
+
+    /// SQLite in a folder; nothing listens where NATS should be.
+    async fn submits(folder: &tempfile::TempDir, timeout: Duration) -> (Arc<Submits>, Store) {
+        ringback_service_runtime::crypto_provider::install();
+        let open = Open::url(format!("sqlite:{}", folder.path().join("t.db").display()));
+        Store::migrate(&open).await.unwrap();
+        let store = Store::open(&open).await.unwrap();
+        let nats = NatsConfig { url: Some("nats://127.0.0.1:9".into()), ..NatsConfig::default() };
+        let bus = Bus::connect(&nats, "t").await.unwrap();
+        let outbound = Outbound::new(bus, store.facts().clone());
+        (Submits::new(store.clone(), outbound, timeout), store)
+    }
+
+    fn id(n: u8) -> JobId {
+        JobId::from_parts(1_800_000_000_000, [n; 10])
+    }
+
+    #[tokio::test]
+    async fn a_bad_row_fails_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (submits, store) = submits(&folder, Duration::from_millis(1_500)).await;
+        // Two rows with the same id cannot both be inserted; they share a command with 20 good ones.
+        let all = (0..20).chain([3]).map(|n| submits.submit(pending(id(n))));
+        let results = futures::future::join_all(all).await;
+        assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 20, "{results:?}");
+        assert!(results[3].is_ok() != results[20].is_ok(), "one of the two stands");
+        let ids: Vec<JobId> = (0..20).map(id).collect();
+        assert_eq!(committed_ids(store.read(), &ids).await.unwrap().len(), 20);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_not_inserted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (submits, store) = submits(&folder, Duration::from_secs(5)).await;
+        // The store's writer is busy until we let it go.
+        let (let_go, hold) = tokio::sync::watch::channel(false);
+        let writer = store.clone();
+        let blocker = tokio::spawn(async move {
+            writer
+                .write(Urgency::Now, move |_| {
+                    let mut hold = hold.clone();
+                    Box::pin(async move {
+                        let _ = hold.wait_for(|go| *go).await;
+                        Ok(())
+                    })
+                })
+                .await
+        });
+        tokio::task::yield_now().await;
+        let client = tokio::spawn({
+            let submits = Arc::clone(&submits);
+            async move { submits.submit(pending(id(1))).await }
+        });
+        let other = tokio::spawn({
+            let submits = Arc::clone(&submits);
+            async move { submits.submit(pending(id(2))).await }
+        });
+        while submits.waiting.lock().unwrap().submits.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        // The client hangs up.
+        client.abort();
+        let _ = client.await;
+        let_go.send(true).unwrap();
+        blocker.await.unwrap().unwrap();
+        assert!(other.await.unwrap().is_ok());
+        assert_eq!(committed_ids(store.read(), &[id(1), id(2)]).await.unwrap(), [id(2)]);
+    }
+
+    #[tokio::test]
+    async fn an_unknown_commit_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (submits, store) = submits(&folder, Duration::from_millis(800)).await;
+        submits.submit(pending(id(1))).await.unwrap();
+        let (mut there, mut absent) = (pending(id(1)), pending(id(2)));
+        let ((a, committed), (b, lost)) = (oneshot::channel(), oneshot::channel());
+        *there.reply.get_mut().unwrap() = Some(a);
+        *absent.reply.get_mut().unwrap() = Some(b);
+        let group: Group = Arc::new(vec![Arc::new(there), Arc::new(absent)]);
+        let unknown = StoreError::CommitUnknown { detail: "the connection broke".into() };
+        Arc::clone(&submits).settle(group, Err(unknown)).await;
+        assert_eq!(committed.await.unwrap().unwrap().id, id(1));
+        assert!(lost.await.is_err(), "whose fate stays unknown is not told that it was accepted");
+        assert_eq!(committed_ids(store.read(), &[id(2)]).await.unwrap(), []);
+    }
 }

@@ -3,15 +3,16 @@
 
 use std::time::Duration;
 
-use ringback_api_ingest::{App, Deps};
 use bytes::Bytes;
+use ringback_api_ingest::{App, Deps};
 use ringback_bus::{Bus, Verb};
 use ringback_contracts::{Message as _, VERSION, attempt_to_wire, payload_of, v1};
 use ringback_domain::{AttemptRef, JobId, Nonce};
 use ringback_service_runtime::{Readiness, RingbackConfig, Shutdown, blobs::BlobStore};
 use ringback_store::{Open, Store, secrets::SecretKey};
 use ringback_test_support::{
-    client::Client, files::Folder, nats::NatsServer, postgres::Postgres, sql::Sql, stack::Backend, wait::until_true,
+    client::Client, files::Folder, nats::NatsServer, postgres::Postgres, sql::Sql, stack::Backend,
+    wait::until_true,
 };
 
 pub const ADMIN: &str = "rb_admin_0123456789abcdef";
