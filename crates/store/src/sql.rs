@@ -1,6 +1,7 @@
 //! Hot statements: raw SQL of a few fixed sizes, so that each is prepared once per connection.
 //!
-//! Placeholders are `$1`, `$2`, … for both databases (sqlx reads them as numbers on SQLite too).
+//! Placeholders in texts of one's own are `$1`, `$2`, … for both databases (sqlx reads them as numbers on SQLite too);
+//! in lists they are rendered for each.
 
 use std::{
     collections::HashMap,
@@ -116,8 +117,14 @@ impl Rows {
                 if c > 0 {
                     text.push(',');
                 }
-                // Writing to a String cannot fail.
-                let _ = write!(text, "${n}");
+                if pg {
+                    // Writing to a String cannot fail.
+                    let _ = write!(text, "${n}");
+                } else {
+                    // SQLite looks a numbered placeholder's name up by walking all of them, once per value: with 64
+                    // rows of ten columns that is most of the time of the whole process.
+                    text.push('?');
+                }
                 if pg && r == 0 && !cast.is_empty() {
                     let _ = write!(text, "::{cast}");
                 }
@@ -220,7 +227,7 @@ mod tests {
     fn text_numbers_every_value_and_casts_the_first_row() {
         let r = Rows { name: "t", before: "X ", casts: &["bytea", ""], after: " Y" };
         assert_eq!(r.render(2, true), "X ($1::bytea,$2),($3,$4) Y");
-        assert_eq!(r.render(1, false), "X ($1,$2) Y");
+        assert_eq!(r.render(1, false), "X (?,?) Y");
         let l = Rows { name: "l", before: "IN (", casts: LIST, after: ")" };
         assert_eq!(l.render(3, true), "IN ($1,$2,$3)");
     }
