@@ -12,6 +12,7 @@ mod catalog;
 mod disk;
 mod error;
 mod native;
+mod process;
 mod rate;
 mod render;
 mod routes;
@@ -22,3 +23,4 @@ mod waiters;
 mod workers;
 
 pub use app::{App, AppError, Deps};
+pub use process::serve;

@@ -206,9 +206,14 @@ fn note(sender: &watch::Sender<Connectivity>, event: &Event) {
             });
             tracing::info!("connected to NATS");
         }
-        Event::Disconnected | Event::Closed => {
+        Event::Disconnected => {
             sender.send_modify(|now| now.connected = false);
             tracing::warn!("NATS connection lost");
+        }
+        // By ourselves: the last handle was dropped.
+        Event::Closed => {
+            sender.send_modify(|now| now.connected = false);
+            tracing::debug!("NATS connection closed");
         }
         Event::SlowConsumer(sid) => {
             tracing::warn!(sid, "messages were dropped: this process reads too slowly")

@@ -24,10 +24,12 @@ mod heartbeat;
 mod message;
 mod outcome;
 mod prepare;
+mod process;
 mod shared;
 pub mod spool;
 
 pub use app::{App, ServedEndpoint, WorkerError, WorkerParts};
+pub use process::{ServedError, serve, served_endpoints};
 pub use device::{Device, DeviceChoice, DeviceError};
 
 /// For tests of this crate: the `process` executor on its own.

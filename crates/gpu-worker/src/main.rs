@@ -1,13 +1,13 @@
-//! The worker as a program of its own. `ringback serve worker` is the same with a command line; this one
-//! exists for its role as the guard of handlers in tests and slim images.
+//! The worker as a program of its own; the same as `ringback serve worker`.
 
+use ringback_gpu_worker::{guard, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // The worker starts this program again to guard a handler.
     let mut argv = std::env::args_os().skip(1);
-    if argv.next().is_some_and(|verb| verb == ringback_gpu_worker::guard::VERB) {
-        return ringback_gpu_worker::guard::run(argv);
+    if argv.next().is_some_and(|verb| verb == guard::VERB) {
+        return guard::run(argv);
     }
-    eprintln!("run `ringback serve worker --config FILE`");
-    ExitCode::from(64)
+    ringback_service_runtime::host::main("ringback-gpu-worker", "Runs jobs.", serve)
 }

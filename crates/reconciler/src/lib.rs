@@ -6,6 +6,7 @@
 
 mod context;
 mod passes;
+mod process;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use tokio::{
 };
 
 pub use context::PassError;
+pub use process::serve;
 pub use passes::{
     batches::Report as BatchesReport, counters::Report as CountersReport,
     deliveries::Report as DeliveriesReport, due::Report as DueReport, identity::Report as IdentityReport,

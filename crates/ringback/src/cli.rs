@@ -16,8 +16,10 @@ Try it:
   ringback ls
 
 Exit codes:
-  0 done   1 error   2 refused or bad usage   3 not found   4 key refused   5 state does not allow it
-  6 unreachable   7 --timeout ran out   10 job failed   11 job cancelled   12 job timed out   130 Ctrl-C
+   0 done                     4 key refused            10 job failed
+   1 error                    5 conflict               11 job cancelled
+   2 refused, bad usage       6 unreachable            12 job timed out
+   3 not found                7 --timeout ran out     130 Ctrl-C
 
 `ringback help VERB` shows each verb with examples.";
 

@@ -6,6 +6,7 @@ pub mod config;
 pub mod crypto_provider;
 pub mod data_dir;
 pub mod fault;
+pub mod host;
 pub mod json;
 pub mod metrics;
 pub mod ops;
@@ -18,6 +19,7 @@ pub mod time;
 pub mod trace_context;
 
 pub use config::RingbackConfig;
+pub use host::{Host, ServeError};
 pub use readiness::{Check, Readiness};
 pub use redacted::{REDACTED, Redacted, redact_url};
 pub use shutdown::Shutdown;

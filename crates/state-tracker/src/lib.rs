@@ -9,6 +9,7 @@ mod batcher;
 mod commands;
 mod convert;
 mod fold;
+mod process;
 mod serve;
 mod unit;
 
@@ -30,6 +31,8 @@ use crate::{
     fold::Env,
     serve::Server,
 };
+
+pub use process::serve;
 
 /// What a worker gets beyond an execution limit before the tracker ends the job itself.
 pub const EXECUTION_GRACE_MS: u64 = 15_000;

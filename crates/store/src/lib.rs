@@ -24,6 +24,7 @@ pub mod results;
 pub mod retention;
 pub mod secrets;
 pub mod sql;
+mod start;
 pub mod submit;
 pub mod views;
 pub mod workers;

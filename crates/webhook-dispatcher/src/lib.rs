@@ -13,8 +13,10 @@ mod keyring;
 mod meters;
 mod ownership;
 mod partition;
+mod process;
 mod send;
 mod settings;
 mod shared;
 
 pub use app::{App, AppError, Deps};
+pub use process::serve;

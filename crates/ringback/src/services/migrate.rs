@@ -1,10 +1,10 @@
 //! `ringback migrate`: bring the database's schema up to date.
 
-use super::{load_config, store_options};
+use super::load_config;
 use crate::error::CliError;
 use crate::exit::Exit;
 use ringback_service_runtime::RingbackConfig;
-use ringback_store::Store;
+use ringback_store::{Open, Store};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -36,7 +36,7 @@ pub(crate) async fn run(args: MigrateArgs) -> Result<Exit, CliError> {
 /// Brings the schema up to date; makes SQLite's folder.
 pub(crate) async fn migrate(config: &RingbackConfig) -> Result<(), CliError> {
     ringback_service_runtime::crypto_provider::install();
-    let open = store_options(config)?;
+    let open = Open::from_config(config).map_err(|error| CliError::Config(error.to_string()))?;
     if open.url.expose().starts_with("sqlite:") {
         super::make_private_dir(&config.data.dir)?;
     }

@@ -4,11 +4,9 @@ pub(crate) mod migrate;
 pub(crate) mod platform;
 pub(crate) mod roles;
 pub(crate) mod serve;
-mod worker;
 
 use crate::error::CliError;
 use ringback_service_runtime::RingbackConfig;
-use ringback_store::Open;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
@@ -20,15 +18,6 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 /// Reads and checks a configuration file.
 pub(crate) fn load_config(path: &Path) -> Result<RingbackConfig, CliError> {
     RingbackConfig::load(path).map_err(|error| CliError::Config(format!("{}: {error}", path.display())))
-}
-
-/// How to open the database of a configuration.
-pub(crate) fn store_options(config: &RingbackConfig) -> Result<Open, CliError> {
-    let url = config
-        .database
-        .resolve_url(&config.data.dir)
-        .map_err(|error| CliError::Config(error.to_string()))?;
-    Ok(Open { readers: config.database.max_read_connections, ..Open::url(url.into_inner()) })
 }
 
 /// Makes a folder that only its owner can enter.

@@ -1,19 +1,13 @@
 //! What the services of one process share: connections, health, the wish to end.
 
-use super::store_options;
 use crate::error::CliError;
 use ringback_bus::Bus;
 use ringback_service_runtime::blobs::BlobStore;
 use ringback_service_runtime::telemetry::{self, TelemetryGuard};
 use ringback_service_runtime::{Readiness, RingbackConfig, Shutdown};
-use ringback_store::Store;
+use ringback_store::{Open, Store};
 use ringback_store::secrets::SecretKey;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// A database that is starting beside us gets this long.
-const DATABASE_WITHIN: Duration = Duration::from_secs(30);
-const DATABASE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Shared by all services of a process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -51,18 +45,9 @@ impl Sql {
     /// waited for.
     pub(crate) async fn open(config: &RingbackConfig) -> Result<Self, CliError> {
         let key = SecretKey::open(&config.data.secret_key_path()).map_err(|error| service("the key file", &error))?;
-        let open = store_options(config)?;
-        let began = Instant::now();
-        loop {
-            match Store::open(&open).await {
-                Ok(store) => return Ok(Self { store, key }),
-                Err(error) if error.is_transient() && began.elapsed() < DATABASE_WITHIN => {
-                    tracing::warn!(%error, "the database does not answer yet");
-                    tokio::time::sleep(DATABASE_PAUSE).await;
-                }
-                Err(error) => return Err(service("the database", &error)),
-            }
-        }
+        let open = Open::from_config(config).map_err(|error| CliError::Config(error.to_string()))?;
+        let store = Store::open_patiently(&open).await.map_err(|error| service("the database", &error))?;
+        Ok(Self { store, key })
     }
 }
 

@@ -1,9 +1,9 @@
-//! Each service as a future: built from the shared platform, run until its shutdown.
+//! Each service of the all-in-one as a future: built from what the process shares, run until its shutdown.
 
 use super::platform::{Platform, Sql, service};
-use super::worker;
 use crate::error::CliError;
 use ringback_api_ingest as api_ingest;
+use ringback_gpu_worker as gpu_worker;
 use ringback_reconciler as reconciler;
 use ringback_service_runtime::Shutdown;
 use ringback_state_tracker as state_tracker;
@@ -30,7 +30,18 @@ pub(crate) async fn api(platform: Platform, sql: Sql, shutdown: Shutdown) -> Res
 
 /// Runs jobs.
 pub(crate) async fn worker(platform: Platform, sql: Sql, shutdown: Shutdown) -> Result<(), CliError> {
-    let Some((app, _endpoints)) = worker::build(&platform, &sql, &shutdown).await? else { return Ok(()) };
+    let (config, readiness) = (&platform.config, &platform.readiness);
+    let found = gpu_worker::served_endpoints(config, &sql.store, readiness, &shutdown).await;
+    let Some((endpoints, _check)) = found.map_err(|error| service("worker", &error))? else { return Ok(()) };
+    let parts = gpu_worker::WorkerParts {
+        bus: platform.bus,
+        blobs: platform.blobs,
+        readiness: platform.readiness.clone(),
+        endpoints,
+        shards: u32::from(sql.store.facts().shards),
+        guard: None,
+    };
+    let app = gpu_worker::App::build(&platform.config, parts).map_err(|error| service("worker", &error))?;
     app.run(shutdown).await.map_err(|error| service("worker", &error))
 }
 

@@ -1,14 +1,9 @@
 //! `ringback serve ROLE`: one service in this process.
 
-use super::platform::{self, Platform, Sql};
-use super::{load_config, roles};
 use crate::error::CliError;
 use crate::exit::Exit;
-use ringback_service_runtime::ops;
+use ringback_service_runtime::host::{self, HostError};
 use std::path::PathBuf;
-use std::time::Duration;
-
-const OPS_END: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,57 +40,19 @@ pub(crate) enum Role {
     Reconciler,
 }
 
-impl Role {
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Api => "api",
-            Self::Tracker => "tracker",
-            Self::Worker => "worker",
-            Self::Dispatcher => "dispatcher",
-            Self::Reconciler => "reconciler",
-        }
-    }
-}
-
 /// Runs the verb.
 pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
-    let config = load_config(&args.config)?;
-    if config.nats.url.is_none() {
-        return Err(CliError::Config(format!(
-            "{}: nats.url is not set; only `ringback dev` starts a server of its own",
-            args.config.display()
-        )));
-    }
-    let name = format!("ringback-{}", args.role.word());
-    let _telemetry = platform::observe(&name, &config)?;
-    let shutdown = platform::on_signals()?;
-    super::make_private_dir(&config.data.dir)?;
-    let sql = tokio::select! {
-        opened = Sql::open(&config) => opened?,
-        () = shutdown.triggered() => return Ok(Exit::Ok),
+    let failed = |error: HostError| {
+        let text = error.to_string();
+        if error.is_configuration() { CliError::Config(text) } else { CliError::Service(text) }
     };
-    let ops_listen = config.server.ops_listen;
-    let platform = Platform::new(config, &name).await?;
-    let ops = match ops_listen {
-        Some(address) => {
-            let served = ops::serve(address, platform.readiness.clone(), shutdown.clone()).await;
-            Some(served.map_err(|error| CliError::Service(format!("server.ops_listen {address}: {error}")))?)
-        }
-        None => None,
-    };
-    tracing::info!(role = args.role.word(), "starting");
+    let config = host::load(&args.config).map_err(failed)?;
     let ended = match args.role {
-        Role::Api => roles::api(platform, sql, shutdown.clone()).await,
-        Role::Tracker => roles::tracker(platform, sql, shutdown.clone()).await,
-        Role::Worker => roles::worker(platform, sql, shutdown.clone()).await,
-        Role::Dispatcher => roles::dispatcher(platform, sql, shutdown.clone(), false).await,
-        Role::Reconciler => roles::reconciler(platform, sql, shutdown.clone()).await,
+        Role::Api => host::run("ringback-api", config, ringback_api_ingest::serve).await,
+        Role::Tracker => host::run("ringback-tracker", config, ringback_state_tracker::serve).await,
+        Role::Worker => host::run("ringback-worker", config, ringback_gpu_worker::serve).await,
+        Role::Dispatcher => host::run("ringback-dispatcher", config, ringback_webhook_dispatcher::serve).await,
+        Role::Reconciler => host::run("ringback-reconciler", config, ringback_reconciler::serve).await,
     };
-    shutdown.finish();
-    if let Some((_, task)) = ops {
-        // Probes were answered during the drain; a probe that hangs does not hold the end.
-        let _ = tokio::time::timeout(OPS_END, task).await;
-    }
-    tracing::info!(role = args.role.word(), "ended");
-    ended.map(|()| Exit::Ok)
+    ended.map(|()| Exit::Ok).map_err(failed)
 }

@@ -60,11 +60,6 @@ impl Progress {
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
     }
-
-    /// Leaves it as it is.
-    pub(crate) fn keep(&self) {
-        self.bar.abandon();
-    }
 }
 
 fn bar(bar: ProgressBar, quiet: bool, template: &str) -> ProgressBar {

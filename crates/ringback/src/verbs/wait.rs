@@ -66,7 +66,7 @@ pub(crate) async fn batch(
     let progress = Progress::bar(0, report != Report::People);
     let status = RefCell::new("unknown".to_owned());
     let outcome = bounded(id, timeout, &status, follow_batch(&ctx.api, id, &progress, &status, report)).await;
-    if outcome.is_ok() { progress.keep() } else { progress.clear() }
+    progress.clear();
     outcome
 }
 

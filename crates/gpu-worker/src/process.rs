@@ -1,53 +1,91 @@
-//! The worker's part: which endpoints it serves, under which keys.
+//! The worker in a process of its own, and which endpoints a worker serves.
 
-use super::platform::{Platform, Sql, service};
-use crate::error::CliError;
-use ringback_gpu_worker::{App, ServedEndpoint, WorkerParts};
-use ringback_service_runtime::config::EndpointConfig;
-use ringback_service_runtime::{Check, RingbackConfig, Shutdown};
-use ringback_store::endpoints::{self, EndpointRow};
 use std::time::Duration;
+
+use ringback_bus::Bus;
+use ringback_service_runtime::blobs::BlobStore;
+use ringback_service_runtime::config::EndpointConfig;
+use ringback_service_runtime::{Check, Host, Readiness, RingbackConfig, ServeError, Shutdown};
+use ringback_store::endpoints::{self, EndpointRow};
+use ringback_store::{Open, Store, StoreError};
+
+use crate::{App, ServedEndpoint, WorkerParts};
 
 /// Time between looks for endpoints that the API has not brought into SQL yet.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Builds the worker. The keys of its endpoints are read from SQL once; they never change.
+/// Connects what the worker needs and runs jobs until the process wants to end and its drain is over.
 ///
-/// The check says what is waited for and fails when it is dropped: keep it as long as the worker. `None` when the
-/// shutdown came first.
-pub(crate) async fn build(
-    platform: &Platform,
-    sql: &Sql,
+/// SQL is read once, for the keys of the endpoints and the number of shards; neither ever changes.
+///
+/// # Errors
+/// Something of the configuration cannot be used, or the worker cannot start.
+pub async fn serve(host: Host) -> Result<(), ServeError> {
+    let open = Open::from_config(&host.config)?;
+    let Some(store) = host.starting(Store::open_patiently(&open)).await else { return Ok(()) };
+    let store = store?;
+    let shards = u32::from(store.facts().shards);
+    let found = served_endpoints(&host.config, &store, &host.readiness, &host.shutdown).await?;
+    let Some((endpoints, _check)) = found else { return Ok(()) };
+    drop(store);
+    let parts = WorkerParts {
+        bus: Bus::connect(&host.config.nats, host.name).await?,
+        blobs: BlobStore::open(&host.config.blobs, &host.config.data.dir)?,
+        readiness: host.readiness,
+        endpoints,
+        shards,
+        guard: None,
+    };
+    App::build(&host.config, parts)?.run(host.shutdown).await?;
+    Ok(())
+}
+
+/// The endpoints that this worker serves cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum ServedError {
+    /// `worker.endpoints` names something else.
+    #[error("worker.endpoints: `{0}` is no endpoint of this configuration")]
+    Unknown(String),
+    /// SQL.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The endpoints that `worker.endpoints` names (or all) with their keys, once the API has brought them into SQL. The
+/// check says what is waited for and fails when it is dropped: keep it as long as the worker. None when the shutdown
+/// came first.
+///
+/// # Errors
+/// See [`ServedError`].
+pub async fn served_endpoints(
+    config: &RingbackConfig,
+    store: &Store,
+    readiness: &Readiness,
     shutdown: &Shutdown,
-) -> Result<Option<(App, Check)>, CliError> {
-    let wanted: Vec<&EndpointConfig> = wanted(&platform.config)?;
-    let check = platform.readiness.register("endpoints");
-    let served = loop {
-        let rows = endpoints::list(sql.store.read()).await.map_err(|error| service("the database", &error))?;
-        match keyed(&wanted, &rows) {
-            Ok(served) => break served,
-            Err(missing) => check.fail(format!("the API has not brought `{missing}` into the database yet")),
-        }
+) -> Result<Option<(Vec<ServedEndpoint>, Check)>, ServedError> {
+    let wanted = wanted(config)?;
+    let check = readiness.register("endpoints");
+    loop {
+        let why = match endpoints::list(store.read()).await {
+            Ok(rows) => match keyed(&wanted, &rows) {
+                Ok(served) => {
+                    check.ok();
+                    return Ok(Some((served, check)));
+                }
+                Err(missing) => format!("the API has not brought the endpoint `{missing}` into the database yet"),
+            },
+            Err(error) if error.is_transient() => format!("the database: {error}"),
+            Err(error) => return Err(error.into()),
+        };
+        check.fail(why);
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
             () = shutdown.triggered() => return Ok(None),
         }
-    };
-    check.ok();
-    let parts = WorkerParts {
-        bus: platform.bus.clone(),
-        blobs: platform.blobs.clone(),
-        readiness: platform.readiness.clone(),
-        endpoints: served,
-        shards: u32::from(sql.store.facts().shards),
-        guard: None,
-    };
-    let app = App::build(&platform.config, parts).map_err(|error| service("worker", &error))?;
-    Ok(Some((app, check)))
+    }
 }
 
-/// The endpoints that `worker.endpoints` names, or all.
-fn wanted(config: &RingbackConfig) -> Result<Vec<&EndpointConfig>, CliError> {
+fn wanted(config: &RingbackConfig) -> Result<Vec<&EndpointConfig>, ServedError> {
     let names = &config.worker.endpoints;
     let is_named = |endpoint: &EndpointConfig, text: &str| match text.split_once('/') {
         Some((project, name)) => endpoint.project == project && endpoint.name == name,
@@ -55,7 +93,7 @@ fn wanted(config: &RingbackConfig) -> Result<Vec<&EndpointConfig>, CliError> {
     };
     for name in names {
         if !config.endpoints.iter().any(|endpoint| is_named(endpoint, name)) {
-            return Err(CliError::Config(format!("worker.endpoints: `{name}` is no endpoint of this configuration")));
+            return Err(ServedError::Unknown(name.clone()));
         }
     }
     let is_wanted = |endpoint: &&EndpointConfig| names.is_empty() || names.iter().any(|name| is_named(endpoint, name));
