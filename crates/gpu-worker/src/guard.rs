@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Signal, getppid, kill_current_process_group};
+use rustix::process::{Pid, Signal, getppid, kill_current_process_group, setpriority_process};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -44,6 +44,8 @@ pub(crate) struct GuardArgs {
     pub(crate) parent_pid: u32,
     pub(crate) status: PathBuf,
     pub(crate) lock: PathBuf,
+    /// Niceness of the command; the guard keeps its own.
+    pub(crate) nice: i32,
     pub(crate) command: Vec<OsString>,
 }
 
@@ -58,6 +60,8 @@ impl GuardArgs {
             self.status.clone().into(),
             "--lock".into(),
             self.lock.clone().into(),
+            "--nice".into(),
+            self.nice.to_string().into(),
             "--".into(),
         ];
         argv.extend(self.command.iter().cloned());
@@ -66,12 +70,13 @@ impl GuardArgs {
 
     fn parse(argv: impl IntoIterator<Item = OsString>) -> Option<Self> {
         let mut argv = argv.into_iter();
-        let (mut parent_pid, mut status, mut lock) = (None, None, None);
+        let (mut parent_pid, mut status, mut lock, mut nice) = (None, None, None, 0);
         while let Some(word) = argv.next() {
             match word.to_str()? {
                 "--parent-pid" => parent_pid = argv.next()?.to_str()?.parse().ok(),
                 "--status" => status = argv.next().map(PathBuf::from),
                 "--lock" => lock = argv.next().map(PathBuf::from),
+                "--nice" => nice = argv.next()?.to_str()?.parse().ok()?,
                 "--" => break,
                 _ => return None,
             }
@@ -80,7 +85,7 @@ impl GuardArgs {
         if command.is_empty() {
             return None;
         }
-        Some(Self { parent_pid: parent_pid?, status: status?, lock: lock?, command })
+        Some(Self { parent_pid: parent_pid?, status: status?, lock: lock?, nice, command })
     }
 }
 
@@ -120,6 +125,10 @@ async fn guard(args: GuardArgs) -> ExitCode {
             return not_started(&args.status, format!("cannot start `{name}`: {error}"));
         }
     };
+    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+        // A handler that spins (SDK 1.7 does while it is idle) must not starve the worker beside it.
+        let _ = setpriority_process(Some(pid), args.nice);
+    }
     let ended = tokio::select! {
         ended = child.wait() => ended,
         () = parent_gone() => {
@@ -190,12 +199,13 @@ mod tests {
             parent_pid: 7,
             status: "/s".into(),
             lock: "/l".into(),
+            nice: 10,
             command: vec!["python3".into(), "--".into(), "-u".into()],
         };
         let argv = args.to_argv();
         assert_eq!(argv[0], VERB);
         let back = GuardArgs::parse(argv.into_iter().skip(1)).expect("reads back");
-        assert_eq!((back.parent_pid, back.status, back.lock), (7, args.status, args.lock));
+        assert_eq!((back.parent_pid, back.status, back.lock, back.nice), (7, args.status, args.lock, 10));
         assert_eq!(back.command, args.command);
         assert!(GuardArgs::parse(["--status", "x"].map(OsString::from)).is_none());
     }

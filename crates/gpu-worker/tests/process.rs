@@ -71,6 +71,7 @@ async fn settings(command: Vec<String>, folder: &Path) -> (ProcessSettings, Hub)
         stop_grace: Duration::from_secs(2),
         kill_grace: Duration::from_secs(2),
         start_timeout: LIMIT,
+        nice: 10,
         log_max_bytes: 64 * 1024,
         ping_interval: Duration::from_secs(5),
         id_prefix: "e1".into(),

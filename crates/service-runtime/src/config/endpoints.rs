@@ -85,6 +85,8 @@ section! {
         stop_grace_ms: u64 = 3_000,
         /// Time between SIGTERM and SIGKILL, in milliseconds.
         grace_ms: u64 = 5_000,
+        /// Niceness of the child, 0 to 19: a handler that keeps the CPU busy leaves the platform room to work.
+        nice: u8 = 10,
         /// Longest time from start to the first job take, in milliseconds.
         start_timeout_ms: u64 = 300_000,
     }
@@ -266,6 +268,7 @@ impl ProcessConfig {
         if let Some(concurrency) = self.concurrency {
             p.within(&format!("{at}.concurrency"), u64::from(concurrency), 1, 1_000);
         }
+        p.within(&format!("{at}.nice"), u64::from(self.nice), 0, 19);
         p.within(&format!("{at}.stop_grace_ms"), self.stop_grace_ms, 0, HOUR_MS);
         p.within(&format!("{at}.grace_ms"), self.grace_ms, 0, HOUR_MS);
         p.within(&format!("{at}.start_timeout_ms"), self.start_timeout_ms, 100, DAY_MS);

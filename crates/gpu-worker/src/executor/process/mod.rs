@@ -59,6 +59,8 @@ pub struct ProcessSettings {
     pub kill_grace: Duration,
     /// Longest time from start to the first request.
     pub start_timeout: Duration,
+    /// Niceness of the children, 0 to 19.
+    pub nice: i32,
     /// Log text kept per job, in bytes.
     pub log_max_bytes: usize,
     /// Interval of the SDK's pings.

@@ -85,6 +85,7 @@ fn start_in(place: &Place, folder: &Path, worker_id: String, token: String) -> R
         parent_pid: std::process::id(),
         status: folder.join("status"),
         lock: folder.join("lock"),
+        nice: settings.nice,
         command: settings.command.iter().map(Into::into).collect(),
     };
     let mut guard = Command::new(&settings.guard)
