@@ -123,7 +123,11 @@ impl Banner<'_> {
         } else {
             lines.push(format!("  {}", style.dim("or, in another terminal:")));
             lines.push(String::new());
-            lines.push(format!("    export RINGBACK_URL={} RINGBACK_API_KEY={key}", self.url));
+            if show_key {
+                lines.push(format!("    export RINGBACK_URL={} RINGBACK_API_KEY={key}", self.url));
+            } else {
+                lines.push(format!("    export RINGBACK_URL={}        # and RINGBACK_API_KEY", self.url));
+            }
         }
         lines.push(format!("    {} submit {endpoint} '{input}' --wait", self.program));
         lines

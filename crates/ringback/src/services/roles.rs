@@ -19,7 +19,12 @@ pub(crate) async fn build_api(platform: &Platform, sql: &Sql, shutdown: &Shutdow
         readiness: platform.readiness.clone(),
         shutdown: shutdown.clone(),
     };
-    api_ingest::App::build(&platform.config, deps).await.map_err(|error| service("api", &error))
+    api_ingest::App::build(&platform.config, deps).await.map_err(|error| match error {
+        api_ingest::AppError::Listen { .. } => {
+            CliError::usage(error.to_string(), "stop what has that address, or choose another one with --listen")
+        }
+        other => service("api", &other),
+    })
 }
 
 /// Takes jobs and answers clients.
