@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ringback_service_runtime::host::main("ringback-api-ingest", "Takes jobs over HTTP and answers clients.", ringback_api_ingest::serve)
+    ringback_service_runtime::host::main(
+        "ringback-api-ingest",
+        "Takes jobs over HTTP and answers clients.",
+        ringback_api_ingest::serve,
+    )
 }

@@ -72,7 +72,9 @@ pub async fn served_endpoints(
                     check.ok();
                     return Ok(Some((served, check)));
                 }
-                Err(missing) => format!("the API has not brought the endpoint `{missing}` into the database yet"),
+                Err(missing) => {
+                    format!("the API has not brought the endpoint `{missing}` into the database yet")
+                }
             },
             Err(error) if error.is_transient() => format!("the database: {error}"),
             Err(error) => return Err(error.into()),
@@ -96,7 +98,8 @@ fn wanted(config: &RingbackConfig) -> Result<Vec<&EndpointConfig>, ServedError> 
             return Err(ServedError::Unknown(name.clone()));
         }
     }
-    let is_wanted = |endpoint: &&EndpointConfig| names.is_empty() || names.iter().any(|name| is_named(endpoint, name));
+    let is_wanted =
+        |endpoint: &&EndpointConfig| names.is_empty() || names.iter().any(|name| is_named(endpoint, name));
     Ok(config.endpoints.iter().filter(is_wanted).collect())
 }
 
@@ -126,7 +129,9 @@ mod tests {
     }
 
     fn names(text: &str) -> Result<Vec<String>, String> {
-        wanted(&config(text)).map(|all| all.iter().map(|e| e.name.clone()).collect()).map_err(|e| e.to_string())
+        wanted(&config(text))
+            .map(|all| all.iter().map(|e| e.name.clone()).collect())
+            .map_err(|e| e.to_string())
     }
 
     #[test]

@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ringback_service_runtime::host::main("ringback-reconciler", "Finds what should be on its way and is not.", ringback_reconciler::serve)
+    ringback_service_runtime::host::main(
+        "ringback-reconciler",
+        "Finds what should be on its way and is not.",
+        ringback_reconciler::serve,
+    )
 }

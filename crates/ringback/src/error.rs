@@ -112,7 +112,8 @@ impl CliError {
     pub(crate) fn report(&self, json: bool) {
         let hint = self.hint();
         if json {
-            let mut object = serde_json::json!({ "error": self.to_string(), "exit_code": self.exit().code() });
+            let mut object =
+                serde_json::json!({ "error": self.to_string(), "exit_code": self.exit().code() });
             if !hint.is_empty() {
                 object["hint"] = hint.into();
             }

@@ -41,13 +41,17 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Dev(args) => services::runtime()?.block_on(dev::run(args, output)),
         Command::Serve(args) => services::runtime()?.block_on(services::serve::run(args)),
         Command::Migrate(args) => verb(services::migrate::run(args)),
-        Command::Submit(args) => verb(verbs::submit::run(&verbs::Context::new(&args.server, &output)?, &args)),
+        Command::Submit(args) => {
+            verb(verbs::submit::run(&verbs::Context::new(&args.server, &output)?, &args))
+        }
         Command::Batch(args) => verb(verbs::batch::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Watch(args) => verb(verbs::watch::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Get(args) => verb(verbs::get::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Ls(args) => verb(verbs::ls::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Logs(args) => verb(verbs::logs::run(&verbs::Context::new(&args.server, &output)?, &args)),
-        Command::Cancel(args) => verb(verbs::cancel::run(&verbs::Context::new(&args.server, &output)?, &args)),
+        Command::Cancel(args) => {
+            verb(verbs::cancel::run(&verbs::Context::new(&args.server, &output)?, &args))
+        }
         Command::Retry(args) => verb(verbs::retry::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Purge(args) => verb(verbs::purge::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Completion { shell } => {

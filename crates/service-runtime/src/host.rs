@@ -42,7 +42,7 @@ impl Host {
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The configuration file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", config_text(path, source))]
     Config {
         /// The file.
         path: PathBuf,
@@ -73,6 +73,14 @@ pub enum HostError {
     },
 }
 
+/// A file that cannot be read is named by its error already.
+fn config_text(path: &Path, source: &ConfigError) -> String {
+    match source {
+        ConfigError::Read { .. } => source.to_string(),
+        ConfigError::Parse { .. } | ConfigError::Invalid(_) => format!("{}: {source}", path.display()),
+    }
+}
+
 impl HostError {
     /// Whether the operator's input is at fault rather than the machine or another service.
     #[must_use]
@@ -99,7 +107,8 @@ where
         .required(true)
         .value_parser(clap::value_parser!(PathBuf))
         .help("Configuration file");
-    let arguments = clap::Command::new(name).about(about).version(env!("CARGO_PKG_VERSION")).arg(config).get_matches();
+    let arguments =
+        clap::Command::new(name).about(about).version(env!("CARGO_PKG_VERSION")).arg(config).get_matches();
     // clap has refused a command line without it.
     let path = arguments.get_one::<PathBuf>("config").cloned().unwrap_or_default();
     let ended = load(&path).and_then(|config| {
@@ -121,7 +130,8 @@ where
 /// # Errors
 /// [`HostError::Config`] or [`HostError::NoBroker`].
 pub fn load(path: &Path) -> Result<RingbackConfig, HostError> {
-    let config = RingbackConfig::load(path).map_err(|source| HostError::Config { path: path.to_owned(), source })?;
+    let config =
+        RingbackConfig::load(path).map_err(|source| HostError::Config { path: path.to_owned(), source })?;
     if config.nats.url.is_none() {
         return Err(HostError::NoBroker);
     }
@@ -140,7 +150,8 @@ where
     crypto_provider::install();
     metrics::install();
     let _telemetry = telemetry::init(name, &config.telemetry)?;
-    let shutdown = Shutdown::on_signals().map_err(|source| HostError::Io { what: "signals".to_owned(), source })?;
+    let shutdown =
+        Shutdown::on_signals().map_err(|source| HostError::Io { what: "signals".to_owned(), source })?;
     let dir = &config.data.dir;
     std::fs::DirBuilder::new()
         .recursive(true)

@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ringback_service_runtime::host::main("ringback-state-tracker", "Changes the state of jobs.", ringback_state_tracker::serve)
+    ringback_service_runtime::host::main(
+        "ringback-state-tracker",
+        "Changes the state of jobs.",
+        ringback_state_tracker::serve,
+    )
 }

@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ringback_service_runtime::host::main("ringback-webhook-dispatcher", "Sends webhooks.", ringback_webhook_dispatcher::serve)
+    ringback_service_runtime::host::main(
+        "ringback-webhook-dispatcher",
+        "Sends webhooks.",
+        ringback_webhook_dispatcher::serve,
+    )
 }

@@ -101,7 +101,10 @@ impl Target {
             let url = base(url)?;
             // The key in the file belongs to the server in the file and goes nowhere else.
             let key = given_key.or_else(|| {
-                found.filter(|(_, file)| file.url == url).and_then(|(_, file)| file.api_key).map(Redacted::new)
+                found
+                    .filter(|(_, file)| file.url == url)
+                    .and_then(|(_, file)| file.api_key)
+                    .map(Redacted::new)
             });
             return Ok(Self { url, key, source: Source::Given });
         }
@@ -130,7 +133,10 @@ impl Target {
         match &self.source {
             Source::Given => "is the server running, and is --url (or RINGBACK_URL) right?".to_owned(),
             Source::File(path) => {
-                format!("the address is from {}; start it again with `ringback dev`, or give --url", path.display())
+                format!(
+                    "the address is from {}; start it again with `ringback dev`, or give --url",
+                    path.display()
+                )
             }
             Source::Default => "start one with `ringback dev`, or give --url and --api-key".to_owned(),
         }

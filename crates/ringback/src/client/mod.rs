@@ -54,7 +54,8 @@ impl Api {
             // A proxy from the environment cannot reach this host's loopback.
             builder = builder.no_proxy();
         }
-        let http = builder.build().map_err(|error| CliError::Service(format!("cannot set up HTTP: {error}")))?;
+        let http =
+            builder.build().map_err(|error| CliError::Service(format!("cannot set up HTTP: {error}")))?;
         Ok(Self { target, http })
     }
 
@@ -65,7 +66,12 @@ impl Api {
     }
 
     /// POST of JSON, with further headers.
-    pub(crate) async fn post(&self, path: &str, json: String, headers: &[(&'static str, &str)]) -> Result<Body, CliError> {
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        json: String,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Body, CliError> {
         let mut request = self.request(Method::POST, path).timeout(ANSWER_TIMEOUT);
         if !json.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json").body(json);
@@ -78,7 +84,8 @@ impl Api {
 
     /// GET of something that may be large or without end. The caller reads the body.
     pub(crate) async fn open(&self, path: &str) -> Result<reqwest::Response, CliError> {
-        let response = self.request(Method::GET, path).send().await.map_err(|error| self.unreachable(&error))?;
+        let response =
+            self.request(Method::GET, path).send().await.map_err(|error| self.unreachable(&error))?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -38,7 +38,15 @@ impl Problem {
     pub(crate) fn read(status: u16, retry_after_s: Option<u64>, text: &str, had_key: bool) -> Self {
         let wire: Wire = serde_json::from_str(text).unwrap_or_default();
         let detail = if wire.detail.is_empty() { wire.error } else { wire.detail };
-        Self { status, title: wire.title, detail, fields: wire.errors, retry_after_s, had_key, text: text.to_owned() }
+        Self {
+            status,
+            title: wire.title,
+            detail,
+            fields: wire.errors,
+            retry_after_s,
+            had_key,
+            text: text.to_owned(),
+        }
     }
 
     /// HTTP status.
@@ -61,9 +69,15 @@ impl Problem {
     /// What to do next.
     pub(crate) fn hint(&self) -> String {
         match (self.status, self.had_key, self.retry_after_s) {
-            (401, false, _) => "give a key with --api-key or RINGBACK_API_KEY; `ringback dev` prints its own".to_owned(),
-            (401, true, _) => "the key is not known to this server; check --api-key or RINGBACK_API_KEY".to_owned(),
-            (404, ..) if self.detail.starts_with("job") => "`ringback ls` shows the jobs of this key's project".to_owned(),
+            (401, false, _) => {
+                "give a key with --api-key or RINGBACK_API_KEY; `ringback dev` prints its own".to_owned()
+            }
+            (401, true, _) => {
+                "the key is not known to this server; check --api-key or RINGBACK_API_KEY".to_owned()
+            }
+            (404, ..) if self.detail.starts_with("job") => {
+                "`ringback ls` shows the jobs of this key's project".to_owned()
+            }
             (_, _, Some(seconds)) => format!("try again in {seconds} s"),
             (503, ..) => "try again in a moment; a submit with --idempotency-key is never doubled".to_owned(),
             _ => String::new(),
@@ -104,7 +118,10 @@ mod tests {
         assert_eq!(Problem::read(400, None, native, true).to_string(), "`webhook` must be https");
         assert_eq!(problem.exit(), Exit::Usage);
         let compatible = Problem::read(429, Some(3), r#"{"error":"too many"}"#, true);
-        assert_eq!((compatible.to_string(), compatible.hint()), ("too many".to_owned(), "try again in 3 s".to_owned()));
+        assert_eq!(
+            (compatible.to_string(), compatible.hint()),
+            ("too many".to_owned(), "try again in 3 s".to_owned())
+        );
         assert_eq!(Problem::read(502, None, "<html>", true).to_string(), "the server answered 502");
     }
 }

@@ -19,7 +19,11 @@ impl Events {
     /// Opens a stream.
     pub(crate) async fn open(api: &Api, path: &str) -> Result<Self, CliError> {
         let response = api.open(path).await?;
-        Ok(Self { bytes: response.bytes_stream().boxed(), parser: Parser::default(), ready: Default::default() })
+        Ok(Self {
+            bytes: response.bytes_stream().boxed(),
+            parser: Parser::default(),
+            ready: Default::default(),
+        })
     }
 
     /// The data of the next event; `None` when the stream ends or breaks. Losing the future loses nothing.

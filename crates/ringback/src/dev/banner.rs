@@ -73,12 +73,23 @@ impl Banner<'_> {
             format!(
                 "  {} {}",
                 style.green(&style.bold("Ringback is ready")),
-                style.dim(&format!("after {:.2} s, version {}", self.took.as_secs_f64(), env!("CARGO_PKG_VERSION"))),
+                style.dim(&format!(
+                    "after {:.2} s, version {}",
+                    self.took.as_secs_f64(),
+                    env!("CARGO_PKG_VERSION")
+                )),
             ),
             String::new(),
         ];
         let facts = [
-            ("API", format!("{}   {}", style.bold(self.url), style.dim("/v2/ENDPOINT as RunPod's, /v1 native, /healthz/ready"))),
+            (
+                "API",
+                format!(
+                    "{}   {}",
+                    style.bold(self.url),
+                    style.dim("/v2/ENDPOINT as RunPod's, /v1 native, /healthz/ready")
+                ),
+            ),
             ("key", key),
             ("data", self.data.display().to_string()),
             ("runs on", format!("{}, {}", self.database, self.broker)),
@@ -94,11 +105,15 @@ impl Banner<'_> {
                 style.yellow("note:")
             ));
         }
-        if let Some(endpoint) = self.endpoints.iter().find(|e| is_echo(e)).or_else(|| self.endpoints.first()) {
+        if let Some(endpoint) = self.endpoints.iter().find(|e| is_echo(e)).or_else(|| self.endpoints.first())
+        {
             lines.extend(self.example(&endpoint.name, show_key, style));
         }
         lines.push(String::new());
-        lines.push(format!("  {}", style.dim("One line per transition follows, in UTC. Ctrl-C drains and ends.")));
+        lines.push(format!(
+            "  {}",
+            style.dim("One line per transition follows, in UTC. Ctrl-C drains and ends.")
+        ));
         lines.push(String::new());
         lines
     }
@@ -183,7 +198,10 @@ mod tests {
         assert!(!text.contains("canary") && text.contains("in /d/connection.json"), "{text}");
         assert!(!banner.json().to_string().contains("canary"));
         let text = banner.lines(true, Style::stdout()).join("\n");
-        assert!(text.contains("Bearer canary-5f1c") && text.contains("echo  (builtin echo, 16 slots)"), "{text}");
+        assert!(
+            text.contains("Bearer canary-5f1c") && text.contains("echo  (builtin echo, 16 slots)"),
+            "{text}"
+        );
         assert!(text.contains("    target/debug/ringback submit echo"), "{text}");
     }
 }

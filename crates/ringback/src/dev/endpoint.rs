@@ -16,19 +16,29 @@ impl EndpointSpec {
     /// # Errors
     /// What is wrong and an example.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let example = "write for example echo=builtin:echo or 'tts=process:python3 -u handler.py,slots=2,timeout=60'";
+        let example =
+            "write for example echo=builtin:echo or 'tts=process:python3 -u handler.py,slots=2,timeout=60'";
         let (name, rest) = text.split_once('=').ok_or_else(|| format!("has no NAME=; {example}"))?;
         ringback_domain::Name::parse(name).map_err(|error| format!("the name `{name}` {error}"))?;
         let (rest, options) = split_options(rest);
         let executor = match rest.split_once(':') {
             Some(("builtin", "echo")) => ExecutorConfig::Builtin(Builtin::Echo),
             Some(("builtin", "sleep")) => ExecutorConfig::Builtin(Builtin::Sleep),
-            Some(("builtin", other)) => return Err(format!("`{other}` is no builtin; there are echo and sleep")),
+            Some(("builtin", other)) => {
+                return Err(format!("`{other}` is no builtin; there are echo and sleep"));
+            }
             Some(("process", command)) if !command.trim().is_empty() => {
-                ExecutorConfig::Process(ProcessConfig { command: command_line(command), ..ProcessConfig::default() })
+                ExecutorConfig::Process(ProcessConfig {
+                    command: command_line(command),
+                    ..ProcessConfig::default()
+                })
             }
             Some(("process", _)) => return Err(format!("has no command after process:; {example}")),
-            Some(("http", _)) => return Err("http endpoints are not supported by this version; use process or builtin".to_owned()),
+            Some(("http", _)) => {
+                return Err(
+                    "http endpoints are not supported by this version; use process or builtin".to_owned()
+                );
+            }
             _ => return Err(format!("says neither process: nor builtin: after the name; {example}")),
         };
         let mut endpoint = EndpointConfig::new(name, executor);
@@ -38,9 +48,13 @@ impl EndpointSpec {
         for (key, value) in options {
             match key {
                 "slots" => {
-                    endpoint.slots = value.parse().map_err(|_| format!("slots={value}: must be a number, at least 1"))?;
+                    endpoint.slots =
+                        value.parse().map_err(|_| format!("slots={value}: must be a number, at least 1"))?;
                 }
-                _ => endpoint.execution_timeout_ms = parse_span_ms(value).map_err(|error| format!("timeout: {error}"))?,
+                _ => {
+                    endpoint.execution_timeout_ms =
+                        parse_span_ms(value).map_err(|error| format!("timeout: {error}"))?
+                }
             }
         }
         Ok(Self(endpoint))
@@ -104,7 +118,10 @@ mod tests {
     fn specifications() {
         let tts = read("tts=process:python3 -u my/handler.py,slots=2,timeout=60");
         assert_eq!((tts.name.as_str(), tts.slots, tts.execution_timeout_ms), ("tts", 2, 60_000));
-        assert_eq!(*command(&tts), CommandLine::List(["python3", "-u", "my/handler.py"].map(Into::into).to_vec()));
+        assert_eq!(
+            *command(&tts),
+            CommandLine::List(["python3", "-u", "my/handler.py"].map(Into::into).to_vec())
+        );
         let shell = read("x=process:cd \"/a b\" && exec ./run --with a,b=c,timeout=2m");
         assert_eq!(*command(&shell), CommandLine::Shell("cd \"/a b\" && exec ./run --with a,b=c".into()));
         assert_eq!(shell.execution_timeout_ms, 120_000);

@@ -143,8 +143,11 @@ impl<W: Write> Writer<W> {
             line.push_str(&format!("  attempt {}", event.attempt));
         }
         if status.is_terminal() {
-            let times =
-                format!("waited {}, ran {}", when::duration_ms(event.delay_ms), when::duration_ms(event.execution_ms));
+            let times = format!(
+                "waited {}, ran {}",
+                when::duration_ms(event.delay_ms),
+                when::duration_ms(event.execution_ms)
+            );
             line.push_str(&format!("  {}", self.style.dim(&times)));
         }
         line

@@ -80,7 +80,8 @@ pub(crate) async fn run(args: DevArgs, output: OutputArgs) -> Result<Exit, CliEr
             is_private,
             program: &program(),
             found_from_here: std::env::current_dir().is_ok_and(|dir| {
-                crate::client::connection::find(&dir).is_some_and(|(_, found)| found.pid == std::process::id())
+                crate::client::connection::find(&dir)
+                    .is_some_and(|(_, found)| found.pid == std::process::id())
             }),
         };
         banner.print(output.json, output.quiet)?;
@@ -201,7 +202,9 @@ fn say(output: OutputArgs, text: &str) {
 
 /// This program as it was called: a bare name stays one, a path stays one that can be pasted.
 fn program() -> String {
-    std::env::args_os().next().map_or_else(|| "ringback".to_owned(), |name| name.to_string_lossy().into_owned())
+    std::env::args_os()
+        .next()
+        .map_or_else(|| "ringback".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 fn random_key() -> String {

@@ -5,10 +5,10 @@ use super::endpoint::EndpointSpec;
 use crate::client::connection::Connection;
 use crate::error::CliError;
 use crate::services::load_config;
+use ringback_service_runtime::Redacted;
 use ringback_service_runtime::config::{
     ApiKeyConfig, DEFAULT_PROJECT, LogFormat, RingbackConfig, Scope, WebhookSecretConfig,
 };
-use ringback_service_runtime::Redacted;
 use std::path::PathBuf;
 
 /// What `ringback dev` runs with.
@@ -91,16 +91,23 @@ fn endpoints(args: &DevArgs, config: &mut RingbackConfig) {
 }
 
 /// A key for the verbs: the one given, one of the file, the one of the last start, or a new one.
-fn keys(args: &DevArgs, config: &mut RingbackConfig, random_key: impl FnOnce() -> String) -> Option<Redacted<String>> {
+fn keys(
+    args: &DevArgs,
+    config: &mut RingbackConfig,
+    random_key: impl FnOnce() -> String,
+) -> Option<Redacted<String>> {
     let data_dir: PathBuf = config.data.dir.clone();
     let project = config.projects.entry(DEFAULT_PROJECT.to_owned()).or_default();
     if let Some(secret) = &args.webhook_secret {
-        project.webhook_secrets =
-            vec![WebhookSecretConfig { secret: Some(Redacted::new(secret.clone())), ..WebhookSecretConfig::default() }];
+        project.webhook_secrets = vec![WebhookSecretConfig {
+            secret: Some(Redacted::new(secret.clone())),
+            ..WebhookSecretConfig::default()
+        }];
     }
     let given = args.api_key.clone().filter(|key| !key.is_empty());
     if given.is_none() && !project.api_keys.is_empty() {
-        let with_all_rights = project.api_keys.iter().find(|key| key.scopes.contains(&Scope::Admin) && key.key.is_some());
+        let with_all_rights =
+            project.api_keys.iter().find(|key| key.scopes.contains(&Scope::Admin) && key.key.is_some());
         return with_all_rights.and_then(|key| key.key.clone());
     }
     let key = given
@@ -142,9 +149,16 @@ mod tests {
     #[test]
     fn the_key_of_the_last_start_is_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let last = Connection { url: "http://127.0.0.1:1".into(), api_key: Some("rb_dev_of_the_last_start".into()), pid: 1 };
+        let last = Connection {
+            url: "http://127.0.0.1:1".into(),
+            api_key: Some("rb_dev_of_the_last_start".into()),
+            pid: 1,
+        };
         last.write(dir.path()).unwrap();
-        assert_eq!(settings(&at(dir.path())).unwrap().api_key.unwrap().into_inner(), "rb_dev_of_the_last_start");
+        assert_eq!(
+            settings(&at(dir.path())).unwrap().api_key.unwrap().into_inner(),
+            "rb_dev_of_the_last_start"
+        );
         let args = DevArgs { api_key: Some("rb_dev_given_just_now".into()), ..at(dir.path()) };
         assert_eq!(settings(&args).unwrap().api_key.unwrap().into_inner(), "rb_dev_given_just_now");
     }

@@ -43,9 +43,13 @@ impl Stages {
         make_streams(platform, sql).await;
         let (mut front, mut back) = (JoinSet::new(), JoinSet::new());
         let (p, s, end) = (platform.clone(), sql.clone(), end_back.clone());
-        back.spawn(supervise("tracker", end_back.clone(), move || roles::tracker(p.clone(), s.clone(), end.clone())));
+        back.spawn(supervise("tracker", end_back.clone(), move || {
+            roles::tracker(p.clone(), s.clone(), end.clone())
+        }));
         let (p, s, end) = (platform.clone(), sql.clone(), end_back.clone());
-        back.spawn(supervise("reconciler", end_back.clone(), move || roles::reconciler(p.clone(), s.clone(), end.clone())));
+        back.spawn(supervise("reconciler", end_back.clone(), move || {
+            roles::reconciler(p.clone(), s.clone(), end.clone())
+        }));
         let (p, s, end) = (platform.clone(), sql.clone(), end_back.clone());
         // A database inside of the data folder, which we hold locked, has no other user.
         let database = &platform.config.database;
@@ -75,7 +79,9 @@ impl Stages {
         self.end_back.trigger();
         let back = async { while self.back.join_next().await.is_some() {} };
         if tokio::time::timeout(BACK_DRAIN, back).await.is_err() {
-            tracing::warn!("some services did not drain in time; what they left is taken up at the next start");
+            tracing::warn!(
+                "some services did not drain in time; what they left is taken up at the next start"
+            );
         }
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod serve;
 
 use crate::error::CliError;
 use ringback_service_runtime::RingbackConfig;
+use ringback_service_runtime::config::ConfigError;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
@@ -17,16 +18,20 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 
 /// Reads and checks a configuration file.
 pub(crate) fn load_config(path: &Path) -> Result<RingbackConfig, CliError> {
-    RingbackConfig::load(path).map_err(|error| CliError::Config(format!("{}: {error}", path.display())))
+    RingbackConfig::load(path).map_err(|error| match error {
+        // It names the file itself.
+        ConfigError::Read { .. } => CliError::Config(error.to_string()),
+        other => CliError::Config(format!("{}: {other}", path.display())),
+    })
 }
 
 /// Makes a folder that only its owner can enter.
 pub(crate) fn make_private_dir(dir: &Path) -> Result<(), CliError> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| CliError::File { action: "make the folder", path: dir.to_owned(), source })
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| CliError::File {
+        action: "make the folder",
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -42,7 +47,12 @@ mod tests {
         let uncommented: Vec<&str> = text
             .lines()
             .map(|line| match line.strip_prefix("# ") {
-                Some(rest) if rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => rest,
+                Some(rest)
+                    if rest.starts_with('[')
+                        || rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) =>
+                {
+                    rest
+                }
                 _ => line,
             })
             .collect();

@@ -5,8 +5,8 @@ use ringback_bus::Bus;
 use ringback_service_runtime::blobs::BlobStore;
 use ringback_service_runtime::telemetry::{self, TelemetryGuard};
 use ringback_service_runtime::{Readiness, RingbackConfig, Shutdown};
-use ringback_store::{Open, Store};
 use ringback_store::secrets::SecretKey;
+use ringback_store::{Open, Store};
 use std::sync::Arc;
 
 /// Shared by all services of a process. Cheap to clone.
@@ -35,7 +35,8 @@ impl Platform {
     /// Connects what all services need. NATS may be away: the connection is made when it comes.
     pub(crate) async fn new(config: RingbackConfig, client_name: &str) -> Result<Self, CliError> {
         let bus = Bus::connect(&config.nats, client_name).await.map_err(|error| service("nats", &error))?;
-        let blobs = BlobStore::open(&config.blobs, &config.data.dir).map_err(|error| service("blobs", &error))?;
+        let blobs =
+            BlobStore::open(&config.blobs, &config.data.dir).map_err(|error| service("blobs", &error))?;
         Ok(Self { config: Arc::new(config), bus, blobs, readiness: Readiness::new() })
     }
 }
@@ -44,7 +45,8 @@ impl Sql {
     /// Opens the database, whose schema must be current, and the key file. A database that is just starting is
     /// waited for.
     pub(crate) async fn open(config: &RingbackConfig) -> Result<Self, CliError> {
-        let key = SecretKey::open(&config.data.secret_key_path()).map_err(|error| service("the key file", &error))?;
+        let key = SecretKey::open(&config.data.secret_key_path())
+            .map_err(|error| service("the key file", &error))?;
         let open = Open::from_config(config).map_err(|error| CliError::Config(error.to_string()))?;
         let store = Store::open_patiently(&open).await.map_err(|error| service("the database", &error))?;
         Ok(Self { store, key })

@@ -10,7 +10,11 @@ use ringback_state_tracker as state_tracker;
 use ringback_webhook_dispatcher as webhook_dispatcher;
 
 /// Builds the API and binds its listener.
-pub(crate) async fn build_api(platform: &Platform, sql: &Sql, shutdown: &Shutdown) -> Result<api_ingest::App, CliError> {
+pub(crate) async fn build_api(
+    platform: &Platform,
+    sql: &Sql,
+    shutdown: &Shutdown,
+) -> Result<api_ingest::App, CliError> {
     let deps = api_ingest::Deps {
         store: sql.store.clone(),
         bus: platform.bus.clone(),
@@ -20,9 +24,10 @@ pub(crate) async fn build_api(platform: &Platform, sql: &Sql, shutdown: &Shutdow
         shutdown: shutdown.clone(),
     };
     api_ingest::App::build(&platform.config, deps).await.map_err(|error| match error {
-        api_ingest::AppError::Listen { .. } => {
-            CliError::usage(error.to_string(), "stop what has that address, or choose another one with --listen")
-        }
+        api_ingest::AppError::Listen { .. } => CliError::usage(
+            error.to_string(),
+            "stop what has that address, or choose another one with --listen",
+        ),
         other => service("api", &other),
     })
 }
@@ -80,7 +85,8 @@ pub(crate) async fn dispatcher(
         shutdown,
         alone,
     };
-    let app = webhook_dispatcher::App::build(&platform.config, deps).map_err(|error| service("dispatcher", &error))?;
+    let app = webhook_dispatcher::App::build(&platform.config, deps)
+        .map_err(|error| service("dispatcher", &error))?;
     app.run().await;
     Ok(())
 }

@@ -51,7 +51,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         Role::Api => host::run("ringback-api", config, ringback_api_ingest::serve).await,
         Role::Tracker => host::run("ringback-tracker", config, ringback_state_tracker::serve).await,
         Role::Worker => host::run("ringback-worker", config, ringback_gpu_worker::serve).await,
-        Role::Dispatcher => host::run("ringback-dispatcher", config, ringback_webhook_dispatcher::serve).await,
+        Role::Dispatcher => {
+            host::run("ringback-dispatcher", config, ringback_webhook_dispatcher::serve).await
+        }
         Role::Reconciler => host::run("ringback-reconciler", config, ringback_reconciler::serve).await,
     };
     ended.map(|()| Exit::Ok).map_err(failed)

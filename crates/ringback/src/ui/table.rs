@@ -6,7 +6,11 @@ use super::style::Style;
 const MAX_CELL: usize = 48;
 
 /// Prints rows under their heads; `paint` colours a padded cell of a column.
-pub(crate) fn print(heads: &[&str], rows: &[Vec<String>], paint: impl Fn(usize, &str) -> String) -> std::io::Result<()> {
+pub(crate) fn print(
+    heads: &[&str],
+    rows: &[Vec<String>],
+    paint: impl Fn(usize, &str) -> String,
+) -> std::io::Result<()> {
     let style = Style::stdout();
     for (n, line) in render(heads, rows, super::columns(), paint).into_iter().enumerate() {
         super::out(&if n == 0 { style.dim(&line) } else { line })?;
@@ -74,7 +78,10 @@ mod tests {
             vec!["bbb".to_owned(), "something long".to_owned()],
         ];
         let plain = |_: usize, text: &str| text.to_owned();
-        assert_eq!(render(&["ID", "ERROR"], &rows, Some(14), plain), ["ID   ERROR", "a    short", "bbb  somethin…"]);
+        assert_eq!(
+            render(&["ID", "ERROR"], &rows, Some(14), plain),
+            ["ID   ERROR", "a    short", "bbb  somethin…"]
+        );
         assert_eq!(render(&["ID", "ERROR"], &rows, None, plain)[2], "bbb  something long");
     }
 }

@@ -49,7 +49,8 @@ pub(crate) fn parse_rfc3339_ms(text: &str) -> Option<i64> {
     let (y, mo) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
     let era = y.div_euclid(400);
     let of_era = y.rem_euclid(400);
-    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + (153 * mo + 2) / 5 + day - 1 - 719_468;
+    let days =
+        era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + (153 * mo + 2) / 5 + day - 1 - 719_468;
     Some(((days * 24 + h) * 60 + m) * 60_000 + s * 1000 + ms)
 }
 
@@ -74,7 +75,11 @@ pub(crate) fn parse_span_ms(text: &str) -> Result<u64, String> {
     if !(1.0..=3.2e11).contains(&ms) {
         return Err(wrong());
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie in 1..3.2e11")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to lie in 1..3.2e11"
+    )]
     let ms = ms.round() as u64;
     Ok(ms)
 }
@@ -97,13 +102,26 @@ mod tests {
 
     #[test]
     fn spans() {
-        for (text, ms) in [("90", 90_000), ("90s", 90_000), ("500ms", 500), ("1.5m", 90_000), ("2h", 7_200_000), ("1d", 86_400_000)] {
+        for (text, ms) in [
+            ("90", 90_000),
+            ("90s", 90_000),
+            ("500ms", 500),
+            ("1.5m", 90_000),
+            ("2h", 7_200_000),
+            ("1d", 86_400_000),
+        ] {
             assert_eq!(parse_span_ms(text), Ok(ms), "{text}");
         }
         for bad in ["", "0", "-1", "5y", "1e9999", "ten"] {
             assert!(parse_span_ms(bad).is_err(), "{bad}");
         }
-        for (ms, text) in [(8, "8 ms"), (1_240, "1.24 s"), (185_000, "3 m 05 s"), (7_800_000, "2 h 10 m"), (356_400_000, "4 d 3 h")] {
+        for (ms, text) in [
+            (8, "8 ms"),
+            (1_240, "1.24 s"),
+            (185_000, "3 m 05 s"),
+            (7_800_000, "2 h 10 m"),
+            (356_400_000, "4 d 3 h"),
+        ] {
             assert_eq!(duration_ms(ms), text);
         }
     }

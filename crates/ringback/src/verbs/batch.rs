@@ -105,7 +105,10 @@ pub(crate) async fn run(ctx: &Context, args: &BatchArgs) -> Result<Exit, CliErro
             return Ok(Exit::Ok);
         }
         out(&id)?;
-        ctx.note(&format!("{} {count} jobs accepted; follow them with `ringback watch {id}`", Style::stderr().green("✓")));
+        ctx.note(&format!(
+            "{} {count} jobs accepted; follow them with `ringback watch {id}`",
+            Style::stderr().green("✓")
+        ));
         return Ok(Exit::Ok);
     }
     ctx.note(&Style::stderr().dim(&format!("batch {id}, {count} jobs")));
@@ -148,7 +151,8 @@ fn item(at: &str, value: Box<RawValue>, raw: bool, shape: &str) -> Result<Box<Ra
         return serde_json::value::to_raw_value(&RawItem { input: value })
             .map_err(|error| CliError::usage(format!("{at} cannot be written as JSON: {error}"), shape));
     }
-    let members: Option<std::collections::BTreeMap<String, &RawValue>> = serde_json::from_str(value.get()).ok();
+    let members: Option<std::collections::BTreeMap<String, &RawValue>> =
+        serde_json::from_str(value.get()).ok();
     match members {
         Some(members) if members.contains_key("input") => Ok(value),
         Some(_) => Err(CliError::usage(format!("{at} has no `input`"), shape)),
@@ -186,7 +190,10 @@ mod tests {
     fn lines_and_arrays_keep_their_text() {
         let lines = "{\"input\": 1.0}\n\n{\"client_ref\":\"b\",\"input\":{}}\n";
         assert_eq!(texts(lines, false).unwrap(), ["{\"input\": 1.0}", "{\"client_ref\":\"b\",\"input\":{}}"]);
-        assert_eq!(texts("[{\"input\":1},{\"input\":2}]", false).unwrap(), ["{\"input\":1}", "{\"input\":2}"]);
+        assert_eq!(
+            texts("[{\"input\":1},{\"input\":2}]", false).unwrap(),
+            ["{\"input\":1}", "{\"input\":2}"]
+        );
         assert_eq!(texts("1e400\n\"x\"", true).unwrap(), ["{\"input\":1e400}", "{\"input\":\"x\"}"]);
     }
 

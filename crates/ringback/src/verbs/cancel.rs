@@ -33,14 +33,16 @@ struct Answer {
 
 /// Runs the verb: every id is tried; the first failure decides the exit code.
 pub(crate) async fn run(ctx: &Context, args: &CancelArgs) -> Result<Exit, CliError> {
-    each(ctx, &args.ids, async |id| match ctx.api.post(&format!("{}/cancel", job_path(id)), String::new(), &[]).await {
-        Err(error) if is_not_found(&error) => {
-            match ctx.api.post(&format!("{}/cancel", batch_path(id)), String::new(), &[]).await {
-                Err(second) if is_not_found(&second) => Err(error),
-                other => other,
+    each(ctx, &args.ids, async |id| {
+        match ctx.api.post(&format!("{}/cancel", job_path(id)), String::new(), &[]).await {
+            Err(error) if is_not_found(&error) => {
+                match ctx.api.post(&format!("{}/cancel", batch_path(id)), String::new(), &[]).await {
+                    Err(second) if is_not_found(&second) => Err(error),
+                    other => other,
+                }
             }
+            other => other,
         }
-        other => other,
     })
     .await
 }

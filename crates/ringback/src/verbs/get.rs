@@ -38,8 +38,11 @@ pub(crate) async fn run(ctx: &Context, args: &GetArgs) -> Result<Exit, CliError>
             show::batch(&batch, &deliveries(ctx, &batch_path(&args.id)).await?)?;
         }
         Subject::Job(job, _) => {
-            let deliveries =
-                if job.deliveries.total() == 0 { Vec::new() } else { deliveries(ctx, &job_path(&args.id)).await? };
+            let deliveries = if job.deliveries.total() == 0 {
+                Vec::new()
+            } else {
+                deliveries(ctx, &job_path(&args.id)).await?
+            };
             show::job(&job, &deliveries)?;
         }
     }

@@ -40,7 +40,10 @@ pub(crate) fn job_input(given: Option<&str>) -> Result<Box<RawValue>, CliError> 
 /// Verbatim JSON; `from` names its place in the error.
 pub(crate) fn json(text: &str, from: &str) -> Result<Box<RawValue>, CliError> {
     if text.trim().is_empty() {
-        return Err(CliError::usage(format!("{from} is empty"), "a job needs a JSON value, for example '{}'"));
+        return Err(CliError::usage(
+            format!("{from} is empty"),
+            "a job needs a JSON value, for example '{}'",
+        ));
     }
     serde_json::from_str::<Box<RawValue>>(text.trim()).map_err(|error| {
         CliError::usage(

@@ -57,7 +57,8 @@ pub(crate) async fn run(ctx: &Context, args: &LsArgs) -> Result<Exit, CliError> 
     let (mut rows, mut shown, mut cursor) = (Vec::new(), 0usize, None::<String>);
     let mut more = false;
     while shown < limit {
-        let page: JobPage = ctx.api.get(&query(args, (limit - shown).min(PAGE), cursor.as_deref())).await?.read()?;
+        let page: JobPage =
+            ctx.api.get(&query(args, (limit - shown).min(PAGE), cursor.as_deref())).await?.read()?;
         shown += page.jobs.len();
         if ctx.json {
             page.jobs.iter().try_for_each(|job| out(job.get()))?;

@@ -75,7 +75,9 @@ fn timeline(job: &Job, style: Style) -> Result<(), CliError> {
     for entry in &job.history {
         let at = when::parse_rfc3339_ms(&entry.at);
         let since = match (before, at) {
-            (Some(before), Some(at)) => format!("+{}", when::duration_ms(u64::try_from(at - before).unwrap_or(0))),
+            (Some(before), Some(at)) => {
+                format!("+{}", when::duration_ms(u64::try_from(at - before).unwrap_or(0)))
+            }
             _ => String::new(),
         };
         before = at.or(before);
@@ -128,14 +130,16 @@ fn webhooks(deliveries: &[Delivery], style: Style) -> Result<(), CliError> {
             ]
         })
         .collect();
-    table::print(&["  EVENT", "STATE", "TRIES", "AT", "URL", "LAST ANSWER"], &indent(rows), |column, text| {
-        match (column, text.trim()) {
+    table::print(
+        &["  EVENT", "STATE", "TRIES", "AT", "URL", "LAST ANSWER"],
+        &indent(rows),
+        |column, text| match (column, text.trim()) {
             (1, "delivered") => style.green(text),
             (1, "dead") => style.red(text),
             (1, "pending") => style.yellow(text),
             _ => text.to_owned(),
-        }
-    })?;
+        },
+    )?;
     Ok(())
 }
 
@@ -183,9 +187,14 @@ pub(crate) fn end_of_job(job: &Job) -> Exit {
     let Some(state) = job.state() else { return Exit::Error };
     let exit = Exit::of_job(state);
     if exit != Exit::Ok {
-        let reason = job.error.as_deref().map(|error| format!(": {}", clean(first_line(error)))).unwrap_or_default();
+        let reason =
+            job.error.as_deref().map(|error| format!(": {}", clean(first_line(error)))).unwrap_or_default();
         eprintln!("{} {} is {}{reason}", style.red("error:"), job.id, job.status);
-        eprintln!("  {} `ringback get {1}` shows its timeline, `ringback retry {1}` runs it again", style.dim("→"), job.id);
+        eprintln!(
+            "  {} `ringback get {1}` shows its timeline, `ringback retry {1}` runs it again",
+            style.dim("→"),
+            job.id
+        );
     }
     exit
 }
@@ -200,7 +209,13 @@ pub(crate) fn batch(batch: &Batch, deliveries: &[Delivery]) -> Result<(), CliErr
     let style = Style::stdout();
     out(&format!("{}  {}", style.dim("batch     "), batch.batch_id))?;
     out(&format!("{}  {}", style.dim("status    "), style.status_word(&batch.status)))?;
-    out(&format!("{}  {} of {} ended: {}", style.dim("jobs      "), batch.ended(), batch.total, counts(batch, style)))?;
+    out(&format!(
+        "{}  {} of {} ended: {}",
+        style.dim("jobs      "),
+        batch.ended(),
+        batch.total,
+        counts(batch, style)
+    ))?;
     if let Some(url) = &batch.result_url {
         out(&format!("{}  {url}", style.dim("results   ")))?;
     }

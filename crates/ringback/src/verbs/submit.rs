@@ -132,7 +132,11 @@ pub(crate) async fn run(ctx: &Context, args: &SubmitArgs) -> Result<Exit, CliErr
             return Ok(Exit::Ok);
         }
         out(&job.id)?;
-        ctx.note(&format!("{} accepted; follow it with `ringback watch {}`", Style::stderr().green("✓"), job.id));
+        ctx.note(&format!(
+            "{} accepted; follow it with `ringback watch {}`",
+            Style::stderr().green("✓"),
+            job.id
+        ));
         return Ok(Exit::Ok);
     }
     finish(ctx, &job.id, args.timeout).await

@@ -48,7 +48,12 @@ impl Report {
 }
 
 /// Waits until a job has ended; gives its last state.
-pub(crate) async fn job(ctx: &Context, id: &str, timeout: TimeoutArgs, report: Report) -> Result<(Job, Body), CliError> {
+pub(crate) async fn job(
+    ctx: &Context,
+    id: &str,
+    timeout: TimeoutArgs,
+    report: Report,
+) -> Result<(Job, Body), CliError> {
     let progress = Progress::spinner(report != Report::People);
     let status = RefCell::new("unknown".to_owned());
     let outcome = bounded(id, timeout, &status, follow_job(&ctx.api, id, &progress, &status, report)).await;
@@ -141,7 +146,9 @@ fn show_entry(id: &str, entry: &HistoryEntry, progress: &Progress, report: Repor
             if entry.run > 1 {
                 line.push_str(&format!("  run {}", entry.run));
             }
-            if let Some(attempt) = entry.attempt.filter(|&attempt| attempt > 0 && entry.status == "IN_PROGRESS") {
+            if let Some(attempt) =
+                entry.attempt.filter(|&attempt| attempt > 0 && entry.status == "IN_PROGRESS")
+            {
                 line.push_str(&format!("  attempt {attempt}"));
             }
             if let Some(reason) = &entry.reason {
@@ -178,7 +185,12 @@ async fn follow_batch(
                 progress.length(batch.total);
                 progress.at(batch.ended());
                 progress.text(counts(&batch, Style::stderr()));
-                progress.plain_line(&format!("{}/{}  {}", batch.ended(), batch.total, counts(&batch, Style::stderr())));
+                progress.plain_line(&format!(
+                    "{}/{}  {}",
+                    batch.ended(),
+                    batch.total,
+                    counts(&batch, Style::stderr())
+                ));
                 if report == Report::JsonLines {
                     crate::ui::out(&body.text)?;
                 }
