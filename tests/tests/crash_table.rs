@@ -5,21 +5,21 @@
 //! the row fails), it is started again, and then the books must balance: every accepted job has one end, every owed
 //! webhook arrived with one id and one body, and nothing else did.
 
-use ringback_test_support::books::assert_books_balance;
+use ringback_test_support::books::{Accepted, assert_books_balance};
 use ringback_test_support::stack::{Backend, Options, Role, Stack};
-use ringback_tests::{LATER, SOON, assert_only, submit_behind};
+use ringback_tests::{LATER, SOON, assert_only, submit, submit_behind};
 use serde_json::json;
 
 fn options(backend: Backend) -> Options {
     let mut options = Options::new(backend);
-    options.endpoint("timed", r#"{ builtin = "sleep" }"#, "execution_timeout_ms = 700");
+    options.endpoint("expiring", r#"{ builtin = "echo" }"#, "ttl_ms = 1000");
     options
 }
 
 /// Short jobs and one that is long enough to be reported as started.
 async fn dies_and_recovers(points: &[&str], backend: Backend) {
     let Some(mut stack) = Stack::apart(options(backend)).await else { return };
-    let mut total = 0;
+    let mut all = Vec::new();
     for point in points {
         println!("--- {point}");
         let role = Role::of_fault(point);
@@ -31,13 +31,19 @@ async fn dies_and_recovers(points: &[&str], backend: Backend) {
         stack.wait_dead(role.word(), SOON).await;
         stack.start_again(role.word()).await;
         let accepted = submits.await.expect("the submits");
-        total += accepted.len();
         for job in assert_books_balance(&stack, &accepted, LATER).await {
             assert_eq!(job["status"], "COMPLETED", "{point}: {job}");
             assert_eq!(job["run"], 1, "{point}: {job}");
         }
-        assert_only(&stack, total).await;
+        all.extend(accepted);
     }
+    balance_once_more(&stack, &all).await;
+}
+
+/// What came late for the jobs of an earlier row counts as well.
+async fn balance_once_more(stack: &Stack, all: &[Accepted]) {
+    assert_books_balance(stack, all, LATER).await;
+    assert_only(stack, all).await;
 }
 
 async fn api(backend: Backend) {
@@ -93,43 +99,56 @@ async fn dispatcher(backend: Backend) {
     .await;
 }
 
+/// Starts the reconciler with a point armed, waits until it has died there, and starts it again without.
+async fn reconciler_dies_and_returns(stack: &mut Stack, point: &str) {
+    stack.spawn_over(Role::Reconciler, "reconciler", Some(&format!("{point}@1")));
+    stack.wait_dead("reconciler", SOON).await;
+    stack.start_again("reconciler").await;
+}
+
+async fn assert_ended(stack: &Stack, accepted: &[Accepted], status: &str, point: &str) {
+    for job in assert_books_balance(stack, accepted, LATER).await {
+        assert_eq!(job["status"], status, "{point}: {job}");
+    }
+}
+
 /// The reconciler has something to do only when something was lost or a limit has passed.
 async fn reconciler(backend: Backend) {
     let Some(mut stack) = Stack::apart(options(backend)).await else { return };
-    let mut total = 0;
+    let mut all = Vec::new();
     for point in ["reconciler.republish.before", "reconciler.republish.after"] {
         println!("--- {point}");
         stack.terminate("worker");
         stack.terminate("reconciler");
         let jobs = vec![("echo", json!({ "point": point })); 4];
         let accepted = submit_behind(&stack, point, &jobs).await.expect("the submits");
-        total += accepted.len();
         stack.nats.stop();
         stack.nats.delete_store();
         stack.nats.start_again().await;
-        stack.spawn_over(Role::Reconciler, "reconciler", Some(&format!("{point}@1")));
-        stack.wait_dead("reconciler", SOON).await;
-        stack.start_again("reconciler").await;
+        reconciler_dies_and_returns(&mut stack, point).await;
         stack.start_again("worker").await;
-        for job in assert_books_balance(&stack, &accepted, LATER).await {
-            assert_eq!(job["status"], "COMPLETED", "{point}: {job}");
-        }
-        assert_only(&stack, total).await;
+        assert_ended(&stack, &accepted, "COMPLETED", point).await;
+        all.extend(accepted);
     }
     for point in ["reconciler.command.before", "reconciler.command.after"] {
-        println!("--- {point}");
+        // A lease that nobody renews.
+        println!("--- {point}: lease");
+        let job = submit(&stack, "sleep", &format!("{point}-lease"), &json!({"seconds": 1})).await;
+        stack.api.wait_status("sleep", &job.id, "IN_PROGRESS", SOON).await;
+        stack.kill9("worker");
         stack.terminate("reconciler");
-        stack.spawn_over(Role::Reconciler, "reconciler", Some(&format!("{point}@1")));
-        let accepted =
-            submit_behind(&stack, point, &[("timed", json!({"seconds": 60}))]).await.expect("submit");
-        total += accepted.len();
-        stack.wait_dead("reconciler", SOON).await;
-        stack.start_again("reconciler").await;
-        for job in assert_books_balance(&stack, &accepted, LATER).await {
-            assert_eq!(job["status"], "TIMED_OUT", "{point}: {job}");
-        }
-        assert_only(&stack, total).await;
+        reconciler_dies_and_returns(&mut stack, point).await;
+        // A job that nobody takes within its time to live.
+        println!("--- {point}: time to live");
+        stack.terminate("reconciler");
+        let late = submit(&stack, "expiring", &format!("{point}-ttl"), &json!({})).await;
+        reconciler_dies_and_returns(&mut stack, point).await;
+        assert_ended(&stack, std::slice::from_ref(&late), "TIMED_OUT", point).await;
+        stack.start_again("worker").await;
+        assert_ended(&stack, std::slice::from_ref(&job), "COMPLETED", point).await;
+        all.extend([job, late]);
     }
+    balance_once_more(&stack, &all).await;
 }
 
 macro_rules! rows {

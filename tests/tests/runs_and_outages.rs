@@ -39,9 +39,10 @@ async fn retry_while_the_old_attempt_still_works(backend: Backend) {
     stack.api.wait_status("once", &job.id, "FAILED", SOON).await;
     retry(&stack, &job).await;
     stack.process("worker").signal(Signal::CONT);
-    let jobs = assert_books_balance(&stack, &[job], LATER).await;
+    let accepted = [job];
+    let jobs = assert_books_balance(&stack, &accepted, LATER).await;
     assert_second_run_counts(&jobs[0]);
-    assert_only(&stack, 1).await;
+    assert_only(&stack, &accepted).await;
 }
 
 async fn cancel_and_retry_while_the_old_attempt_still_works(backend: Backend) {
@@ -143,7 +144,7 @@ async fn assert_all_completed(stack: &Stack, accepted: &[Accepted]) {
     for job in assert_books_balance(stack, accepted, LATER).await {
         assert_eq!(job["status"], "COMPLETED", "{job}");
     }
-    assert_only(stack, accepted.len()).await;
+    assert_only(stack, accepted).await;
 }
 
 async fn nats_is_stopped_for_ten_seconds_under_load(backend: Backend) {
