@@ -12,7 +12,7 @@ const key = process.env.RINGBACK_TEST_KEY;
 const baseUrl = process.env.RUNPOD_ENDPOINT_BASE_URL;
 const runpod = runpodSdk(key, { baseUrl });
 
-async function until(look, what, seconds = 60) {
+async function until(look, what, seconds = 240) {
   const deadline = Date.now() + seconds * 1000;
   for (;;) {
     const found = await look();
