@@ -54,7 +54,27 @@ class Problem(Exception):
 
 
 def say(text):
+    clear_progress()
     print(f"demo: {text}", flush=True)
+
+
+def clear_progress():
+    if sys.stdout.isatty():
+        print("\r\033[K", end="", flush=True)
+
+
+def show_progress(spoken, total, webhooks):
+    """One line that moves on a terminal; elsewhere a line per finished sentence."""
+    text = f"{spoken} of {total} sentences spoken, {webhooks} webhooks received and verified"
+    if sys.stdout.isatty():
+        filled = 24 * spoken // total
+        print(f"\r\033[K[{'█' * filled}{'·' * (24 - filled)}] {text}", end="", flush=True)
+    elif show_progress.last != spoken:
+        show_progress.last = spoken
+        print(f"demo: {text}", flush=True)
+
+
+show_progress.last = None
 
 
 def free_port():
@@ -149,6 +169,7 @@ def submit(api, receiver, count):
         "items": [{"input": {"text": text}, "client_ref": f"sentence-{n + 1:02}"}
                   for n, text in enumerate(sentences)],
         "webhookv2": f"{receiver}/webhooks",
+        "callback_url": f"{receiver}/webhooks",
         "on_failure": "continue",
     })
     return batch["batch_id"], sentences
@@ -184,15 +205,15 @@ def outcome(api, batch_id, log_path, total, seen):
         if line["answered"] == 200 and not line.get("duplicate"):
             accepted[line["webhook_id"]] = line
     batch = api.call("GET", f"/v1/batches/{batch_id}")
-    now = (batch["completed"], batch["failed"], len(accepted))
+    now = (batch["completed"], len(accepted))
     if now != seen.get("last"):
         seen["last"] = now
-        say(f"{batch['completed']} of {total} sentences spoken, {batch['failed']} failed, "
-            f"{len(accepted)} webhooks received and verified")
+        show_progress(batch["completed"], total, len(accepted))
     if batch["failed"] or batch["cancelled"]:
         raise Problem(f"{batch['failed']} jobs failed and {batch['cancelled']} were cancelled")
     finished = sum(1 for line in accepted.values() if line["kind"] == "job" and line["status"] == "COMPLETED")
-    return accepted if finished == total else None
+    told = any(line["kind"] == "batch" and line["job"] == batch_id for line in accepted.values())
+    return accepted if finished == total and told else None
 
 
 def loudness(path):
@@ -203,20 +224,17 @@ def loudness(path):
     return seconds, math.sqrt(sum(sample * sample for sample in samples) / max(len(samples), 1))
 
 
-def states(job):
-    """`IN_QUEUE 0 ms > IN_PROGRESS +12 ms > COMPLETED +84 ms` from the job's recorded transitions."""
-    steps = []
-    for entry in job["history"]:
-        at = time_ms(entry["at"])
-        steps.append(f"{entry['status']} +{at - time_ms(job['submitted_at'])} ms")
-    return " > ".join(steps)
+def seconds_until(job):
+    """Seconds from the submit to each recorded state, in order: `0.00`, `0.41`, `1.12`."""
+    begun = time_ms(job["submitted_at"])
+    return [f"{(time_ms(entry['at']) - begun) / 1000:.2f}" for entry in job["history"]]
 
 
 def time_ms(text):
     return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000)
 
 
-def check_job(job, lines, out):
+def check_job(job, text, lines, out):
     """Everything that must hold for one job; the row of the table."""
     if job["status"] != "COMPLETED":
         raise Problem(f"job {job['id']} is {job['status']}: {job.get('error')}")
@@ -232,15 +250,26 @@ def check_job(job, lines, out):
     seconds, level = loudness(out / last["file"])
     if seconds < 0.3 or level < SILENT_BELOW:
         raise Problem(f"{last['file']} is silent: {seconds:.2f} s at level {level:.0f}")
-    return [job["client_ref"], job["id"][-12:], states(job), f"{len(mine)}", f"{last['try']}",
-            last["file"], f"{seconds:.2f}"]
+    # A name in the order of the text beside the receiver's own, which is the job's id.
+    name = f"{job['client_ref']}.wav"
+    (out / name).symlink_to(last["file"])
+    return [shortened(text), job["id"][-12:], *seconds_until(job), f"{len(mine)}", f"{last['try']}",
+            name, f"{seconds:.2f}"]
+
+
+def shortened(text, limit=32):
+    return text if len(text) <= limit else text[:limit - 1].rstrip() + "…"
 
 
 def print_table(rows):
-    head = ["sentence", "job (…end)", "states (since submit)", "webhooks", "tries of last", "file", "seconds"]
+    head = ["sentence", "job (…end)", *(f"{status} +s" for status in EVENTS_PER_JOB), "webhooks", "tries of last",
+            "file", "audio s"]
+    numbers = {2, 3, 4, 5, 6, 8}
     widths = [max(len(str(row[n])) for row in [head, *rows]) for n in range(len(head))]
-    for row in [head, ["-" * width for width in widths], *rows]:
-        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
+    for row in [head, ["─" * width for width in widths], *rows]:
+        cells = [str(cell).rjust(width) if n in numbers else str(cell).ljust(width)
+                 for n, (cell, width) in enumerate(zip(row, widths))]
+        print("  ".join(cells).rstrip())
 
 
 def find_ringback(given):
@@ -289,21 +318,31 @@ def run(given, folder, children):
     jobs = wait_for("the books of deliveries to close", 30, lambda: settled(api, batch_id), children, every=0.2)
     if len(jobs) != len(sentences):
         raise Problem(f"the batch has {len(jobs)} jobs instead of {len(sentences)}")
-    rows = [check_job(job, lines, out) for job in jobs]
+    rows = [check_job(job, text, lines, out) for job, text in zip(jobs, sentences)]
     # Books of both sides: what Ringback says it delivered is what the receiver says it took.
     delivered = sum(job["deliveries"]["delivered"] for job in jobs)
     taken = sum(1 for line in lines.values() if line["kind"] == "job")
     dead = [job["id"] for job in jobs if job["deliveries"]["dead"]]
     if dead or delivered != taken:
         raise Problem(f"delivered according to Ringback {delivered}, received {taken}, given up {dead}")
-    print()
+    # On a terminal the first one ends the line of progress.
+    print("\n" if sys.stdout.isatty() else "")
     print_table(rows)
     print()
     refused = sum(1 for line in read_log(log) if line["answered"] == 503)
     seconds = sum(float(row[-1]) for row in rows)
     say(f"{len(rows)} sentences, {seconds:.1f} s of speech, {taken} signed webhooks "
-        f"({refused} refused once on purpose and sent again) in {took:.1f} s")
-    say(f"listen: {out}/*.wav   every webhook: {log}")
+        f"({refused} refused once on purpose and sent again) and one for the batch, in {took:.1f} s")
+    say(f"listen: {shown(out)}/sentence-*.wav")
+    say(f"every webhook as it came: {shown(log)}")
+
+
+def shown(path):
+    """Relative to where the user stands, if it lies below."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
 
 
 def main():
@@ -323,6 +362,7 @@ def main():
         run(given, folder, children)
         return 0
     except Problem as problem:
+        clear_progress()
         print(f"\ndemo: FAILED: {problem}", file=sys.stderr)
         for child in children:
             print(f"\n--- end of {child.log} ---\n{child.tail()}", file=sys.stderr)
