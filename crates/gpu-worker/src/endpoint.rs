@@ -237,7 +237,7 @@ impl EndpointLoop {
         let (_span, traceparent) = attempt_span(&ready.work, ready.traceparent);
         let end = End::Success(Some(ready.work.input));
         fault::point("worker.run.after");
-        self.count(&end);
+        self.count(&ready.work.key, &end);
         if let Some(outcome) = outcome(&ready.work.key, end, now_ms(), 0, Bytes::new(), 0, traceparent) {
             self.shared.outcomes.send(Finished { outcome, message: Some(ready.message), spool_id: None });
         }
@@ -310,7 +310,7 @@ impl EndpointLoop {
             // The tracker never heard of it: the message alone goes back.
             return ready.message.nak(Some(STILL_HELD)).await;
         }
-        self.count(&end);
+        self.count(&ready.work.key, &end);
         if let Some(outcome) = outcome(&ready.work.key, end, now_ms(), 0, Bytes::new(), 0, ready.traceparent)
         {
             self.shared.outcomes.send(Finished { outcome, message: Some(ready.message), spool_id: None });
@@ -392,7 +392,7 @@ impl EndpointLoop {
         let Some((message, started_at_ms, known, chunks, stop_reason, traceparent)) = taken.flatten() else {
             return;
         };
-        self.count(&end);
+        self.count(&key, &end);
         match end {
             End::Stopped => return let_go(message, stop_reason.as_deref()).await,
             End::HandBack { .. } if !known => {
@@ -448,17 +448,25 @@ impl EndpointLoop {
             .set(self.open_slots() as f64);
     }
 
-    fn count(&self, end: &End) {
-        let word = match end {
-            End::Success(_) => "success",
-            End::Failure { .. } => "failure",
-            End::Crash { .. } => "crash",
-            End::Overrun => "overrun",
-            End::HandBack { .. } => "handed_back",
-            End::Stopped => "stopped",
-        };
+    fn count(&self, key: &JobKey, end: &End) {
+        let word = word_of(end);
+        tracing::debug!(
+            job_id = %key.job, run = key.attempt.run, attempt = key.attempt.attempt, end = word, "attempt ended"
+        );
         metrics::counter!("ringback_worker_attempts_total", "endpoint" => self.name.clone(), "end" => word)
             .increment(1);
+    }
+}
+
+/// The end's word in metrics and logs.
+fn word_of(end: &End) -> &'static str {
+    match end {
+        End::Success(_) => "success",
+        End::Failure { .. } => "failure",
+        End::Crash { .. } => "crash",
+        End::Overrun => "overrun",
+        End::HandBack { .. } => "handed_back",
+        End::Stopped => "stopped",
     }
 }
 

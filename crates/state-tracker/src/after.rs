@@ -13,8 +13,8 @@ use ringback_bus::{
     Bus, DeliveryAnnouncer, JobPublisher, JobSubject, Lane, Publication, PublishFailure, PublishOutcome,
     Subjects,
 };
-use ringback_contracts::v1;
-use ringback_domain::{BatchId, EndpointId, JobId};
+use ringback_contracts::{job_id_of, v1};
+use ringback_domain::{BatchId, EndpointId, JobId, JobStatus};
 use ringback_service_runtime::fault;
 use ringback_store::{
     Store, StoreError,
@@ -82,6 +82,9 @@ impl Announcer {
     /// Announces one commit; what needs answers goes on in the background.
     pub(crate) async fn announce(self: &Arc<Self>, after: After) {
         fault::point("tracker.announce.before");
+        for event in &after.transitions {
+            note(event);
+        }
         for part in after.transitions.chunks(TRANSITIONS_MAX) {
             let message = v1::TransitionEvents { events: part.to_vec() };
             self.bus.announce_transitions(message.encode_to_vec().into()).await;
@@ -248,4 +251,14 @@ impl Announcer {
             })
             .await;
     }
+}
+
+/// One line per committed transition, named by the job.
+fn note(event: &v1::TransitionEvent) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    let Ok(job_id) = job_id_of(&event.job_id) else { return };
+    let status = JobStatus::from_code(i64::from(event.status)).map_or("unknown", JobStatus::as_str);
+    tracing::debug!(%job_id, seq = event.seq, run = event.run, attempt = event.attempt, status, "transition");
 }

@@ -19,6 +19,8 @@ pub struct Open {
     pub readers: u32,
     /// Transactions at once on PostgreSQL; SQLite has one writer.
     pub writers: u32,
+    /// Longest wait for a connection, and of SQLite for a lock.
+    pub acquire_timeout: Duration,
     /// Shards of the work queue, fixed when the database is first set up.
     pub shards: u16,
     /// Partitions of the deliveries, fixed when the database is first set up.
@@ -33,6 +35,7 @@ impl Open {
             url: ringback_service_runtime::Redacted::new(url.into()),
             readers: 4,
             writers: 4,
+            acquire_timeout: Duration::from_secs(5),
             shards: 8,
             partitions: 8,
         }
@@ -179,12 +182,13 @@ async fn connect(open: &Open, sqlite: bool, pool: Pool) -> Result<DatabaseConnec
     options
         .max_connections(size)
         .min_connections(1)
-        .acquire_timeout(Duration::from_secs(5))
+        .acquire_timeout(open.acquire_timeout)
         .connect_timeout(Duration::from_secs(5))
         .test_before_acquire(!sqlite)
         .sqlx_logging(false)
         .record_stmt_in_spans(false);
     if sqlite {
+        let busy_ms = open.acquire_timeout.as_millis().to_string();
         // An embedded connection does not age, and closing the last one would checkpoint the log.
         options.idle_timeout(None::<Duration>).max_lifetime(None::<Duration>);
         options.map_sqlx_sqlite_opts(move |o| {
@@ -194,7 +198,7 @@ async fn connect(open: &Open, sqlite: bool, pool: Pool) -> Result<DatabaseConnec
                 .create_if_missing(true)
                 .pragma("journal_mode", "WAL")
                 .pragma("synchronous", "FULL")
-                .pragma("busy_timeout", "5000")
+                .pragma("busy_timeout", busy_ms.clone())
                 .pragma("cache_size", "-16000")
                 .pragma("temp_store", "MEMORY")
                 .pragma("wal_autocheckpoint", "4000")

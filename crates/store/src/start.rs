@@ -17,7 +17,11 @@ impl Open {
     /// The URL's environment variable or file cannot be read.
     pub fn from_config(config: &RingbackConfig) -> Result<Self, SecretError> {
         let url = config.database.resolve_url(&config.data.dir)?;
-        Ok(Self { readers: config.database.max_read_connections, ..Self::url(url.into_inner()) })
+        Ok(Self {
+            readers: config.database.max_read_connections,
+            acquire_timeout: Duration::from_millis(config.database.acquire_timeout_ms),
+            ..Self::url(url.into_inner())
+        })
     }
 }
 

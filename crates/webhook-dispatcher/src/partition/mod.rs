@@ -283,11 +283,12 @@ impl Partition {
         let now = now_ms();
         match landing {
             Landing::Tried(tried) => {
-                if let Verdict::Retry(reason, _) | Verdict::Dead(reason) = tried.verdict {
-                    tracing::debug!(
-                        owner = %flight.owed.key.owner, seq = flight.owed.seq, attempt = flight.n, %reason,
-                        "webhook not delivered"
-                    );
+                let (owner, seq, attempt) = (flight.owed.key.owner, flight.owed.seq, flight.n);
+                match &tried.verdict {
+                    Verdict::Delivered => tracing::debug!(%owner, seq, attempt, "webhook delivered"),
+                    Verdict::Retry(reason, _) | Verdict::Dead(reason) => {
+                        tracing::debug!(%owner, seq, attempt, %reason, "webhook not delivered");
+                    }
                 }
                 self.book.land(&flight.owed, tried, now, rand::random::<f64>());
             }
