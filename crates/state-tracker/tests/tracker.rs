@@ -31,7 +31,7 @@ scenarios! {
     a_batch_ends_with_its_last_job_and_tells_once: 30_000,
     a_failure_cancels_the_rest_of_its_batch_and_nobody_else: 30_000,
     one_broken_row_costs_its_neighbours_nothing: 30_000,
-    a_lease_is_judged_only_by_an_observer_that_saw_all_of_it: 1_500,
+    a_lease_is_judged_only_by_an_observer_that_saw_all_of_it: 3_000,
     a_worker_that_replaces_another_ends_its_attempts_at_once: 30_000,
     limits_are_judged_again_in_the_commit: 1_000,
     chunks_are_kept_once_and_for_live_attempts_only: 30_000,
