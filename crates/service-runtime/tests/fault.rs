@@ -1,5 +1,6 @@
 //! Crash points, in processes of their own: this test runs itself again with `RINGBACK_FAULT` set.
 #![cfg(feature = "faults")]
+#![allow(clippy::unwrap_used, reason = "a test: what fails here fails it")]
 
 use ringback_service_runtime::fault;
 use std::os::unix::process::ExitStatusExt;

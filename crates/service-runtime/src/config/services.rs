@@ -134,10 +134,6 @@ section! {
         max_requests_in_flight: u32 = 256,
         /// Most events folded in one commit.
         max_events_per_commit: u32 = 512,
-        /// Time between looks for leases that ran out, in milliseconds.
-        lease_check_ms: u64 = 1_000,
-        /// Transitions kept in a job's history.
-        max_history: u32 = 200,
     }
 }
 
@@ -145,8 +141,6 @@ impl TrackerConfig {
     pub(super) fn validate(&self, p: &mut Problems) {
         p.within("tracker.max_requests_in_flight", u64::from(self.max_requests_in_flight), 1, 65_536);
         p.within("tracker.max_events_per_commit", u64::from(self.max_events_per_commit), 1, 10_000);
-        p.within("tracker.lease_check_ms", self.lease_check_ms, 50, 600_000);
-        p.within("tracker.max_history", u64::from(self.max_history), 8, 10_000);
     }
 }
 

@@ -27,7 +27,6 @@ impl Options {
             ("worker", "lease_ms", "1500"),
             ("worker", "ack_wait_ms", "1500"),
             ("worker", "drain_grace_ms", "5000"),
-            ("tracker", "lease_check_ms", "200"),
             ("reconciler", "due_interval_ms", "200"),
             ("reconciler", "stream_interval_ms", "500"),
             ("reconciler", "republish_after_ms", "1000"),
