@@ -32,7 +32,7 @@ fn assert_second_run_counts(job: &Value) {
 
 async fn retry_while_the_old_attempt_still_works(backend: Backend) {
     let Some(mut stack) = Stack::apart(options(backend)).await else { return };
-    let job = submit(&stack, "once", "frozen", &json!({"seconds": 3})).await;
+    let job = submit(&stack, "once", "frozen", &json!({"seconds": 8})).await;
     stack.api.wait_status("once", &job.id, "IN_PROGRESS", SOON).await;
     // A frozen worker looks dead and is not.
     stack.process("worker").signal(Signal::STOP);
@@ -47,7 +47,7 @@ async fn retry_while_the_old_attempt_still_works(backend: Backend) {
 
 async fn cancel_and_retry_while_the_old_attempt_still_works(backend: Backend) {
     let Some(mut stack) = Stack::apart(options(backend)).await else { return };
-    let job = submit(&stack, "once", "cancelled", &json!({"seconds": 3})).await;
+    let job = submit(&stack, "once", "cancelled", &json!({"seconds": 8})).await;
     stack.api.wait_status("once", &job.id, "IN_PROGRESS", SOON).await;
     // The worker does not hear of the cancel before the retry is there.
     stack.process("worker").signal(Signal::STOP);

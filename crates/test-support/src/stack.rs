@@ -305,6 +305,12 @@ impl Stack {
         }
     }
 
+    /// Which database it runs on.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.options.backend
+    }
+
     /// A connection to the database, from outside.
     pub async fn sql(&self) -> Sql {
         Sql::open(&self.database_url).await
