@@ -7,6 +7,7 @@ Endpoints expected: echo, sleep, narrow (sleep with one slot), plain, generator,
 import asyncio
 import os
 import time
+from functools import partial
 
 import requests
 import runpod
@@ -15,6 +16,8 @@ from runpod.http_client import ClientSession
 
 KEY = os.environ["RINGBACK_TEST_KEY"]
 runpod.api_key = KEY
+# In 1.7 purge_queue and health of the async class build a URL without a host: no request leaves the client.
+ASYNC_HAS_URLS = tuple(int(part) for part in runpod.__version__.split(".")[:2]) >= (1, 10)
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 
 
@@ -118,12 +121,21 @@ def health_has_all_counts():
 
 
 def a_wrong_key_is_refused():
-    raises(RuntimeError, lambda: runpod.Endpoint("echo", api_key="rb_wrong_0123456789").run({"input": {"a": 1}}))
+    # Endpoint(api_key=) came after 1.7; the package's own key is read by every version.
+    runpod.api_key = "rb_wrong_0123456789"
+    try:
+        raises(RuntimeError, lambda: runpod.Endpoint("echo").run({"input": {"a": 1}}))
+    finally:
+        runpod.api_key = KEY
 
 
 def an_unknown_endpoint_is_not_found():
     error = raises(requests.HTTPError, lambda: runpod.Endpoint("nothing").run({"input": {"a": 1}}))
     assert error.response.status_code == 404 and error.response.json()["error"]
+
+
+def sync_purge():
+    return runpod.Endpoint("narrow").purge_queue()
 
 
 async def asynchronous():
@@ -143,13 +155,15 @@ async def asynchronous():
         while await running.status() != "IN_PROGRESS":
             await asyncio.sleep(0.05)
         waiting = await narrow.run({"seconds": 300})
-        assert await narrow.purge_queue() == {"removed": 1, "status": "completed"}
+        purge = narrow.purge_queue if ASYNC_HAS_URLS else partial(asyncio.to_thread, sync_purge)
+        assert await purge() == {"removed": 1, "status": "completed"}
         assert await waiting.status() == "CANCELLED"
         assert (await running.cancel())["status"] == "CANCELLED"
         print("ok async cancel and purge")
 
-        assert (await echo.health())["jobs"]["completed"] >= 1
-        print("ok async health")
+        if ASYNC_HAS_URLS:
+            assert (await echo.health())["jobs"]["completed"] >= 1
+            print("ok async health")
 
 
 if __name__ == "__main__":
