@@ -156,7 +156,15 @@ mod tests {
     fn history_keeps_its_first_entry_and_stays_bounded() {
         let mut h = Vec::new();
         for seq in 1..=10_000 {
-            history_append(&mut h, seq, JobStatus::InQueue, 1, 0, 1_800_000_000_000, Some(EndReason::WorkerLost));
+            history_append(
+                &mut h,
+                seq,
+                JobStatus::InQueue,
+                1,
+                0,
+                1_800_000_000_000,
+                Some(EndReason::WorkerLost),
+            );
         }
         assert!(h.len() < 16_384, "{}", h.len());
         let entries = history_of(&h).unwrap().entries;

@@ -6,14 +6,19 @@
 mod convert;
 
 /// The generated types of `proto/ringback/v1`.
-#[allow(missing_docs, clippy::pedantic, clippy::doc_markdown, reason = "generated code; the docs are in proto/")]
+#[allow(
+    missing_docs,
+    clippy::pedantic,
+    clippy::doc_markdown,
+    reason = "generated code; the docs are in proto/"
+)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/ringback.v1.rs"));
 }
 
 pub use convert::{
-    ContractError, attempt_of, attempt_to_wire, batch_id_of, history_append, history_of, job_id_of, payload_of,
-    read_version, targets_of, targets_to_bytes,
+    ContractError, attempt_of, attempt_to_wire, batch_id_of, history_append, history_of, job_id_of,
+    payload_of, read_version, targets_of, targets_to_bytes,
 };
 pub use prost::Message;
 

@@ -9,7 +9,9 @@ use uuid::Uuid;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum IdError {
     /// Not a hyphenated UUID, with or without `sync-` in front.
-    #[error("not a job id: expected a UUID such as 018f3a5e-0000-7000-8000-000000000000, or sync- and a UUID")]
+    #[error(
+        "not a job id: expected a UUID such as 018f3a5e-0000-7000-8000-000000000000, or sync- and a UUID"
+    )]
     NotAJobId,
     /// Not a hyphenated UUID.
     #[error("not an id: expected a UUID such as 018f3a5e-0000-7000-8000-000000000000")]
@@ -231,7 +233,8 @@ mod tests {
         assert_eq!(JobId::parse_public(&id.public(true)), Ok((id, true)));
         assert_eq!(id.unix_ms(), 1_700_000_000_000);
         assert_eq!(JobId::parse_simple(&id.simple()), Ok(id));
-        for bad in ["", "sync-", "*", "../x", &id.simple(), &format!("{{{id}}}"), &format!("sync-sync-{id}")] {
+        for bad in ["", "sync-", "*", "../x", &id.simple(), &format!("{{{id}}}"), &format!("sync-sync-{id}")]
+        {
             assert_eq!(JobId::parse_public(bad), Err(IdError::NotAJobId), "{bad}");
         }
     }

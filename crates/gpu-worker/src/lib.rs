@@ -29,8 +29,8 @@ mod shared;
 pub mod spool;
 
 pub use app::{App, ServedEndpoint, WorkerError, WorkerParts};
-pub use process::{ServedError, serve, served_endpoints};
 pub use device::{Device, DeviceChoice, DeviceError};
+pub use process::{ServedError, serve, served_endpoints};
 
 /// For tests of this crate: the `process` executor on its own.
 #[doc(hidden)]

@@ -20,13 +20,13 @@ use tokio::{
 };
 
 pub use context::PassError;
-pub use process::serve;
 pub use passes::{
     batches::Report as BatchesReport, counters::Report as CountersReport,
     deliveries::Report as DeliveriesReport, due::Report as DueReport, identity::Report as IdentityReport,
     orphans::Report as OrphansReport, retention::Report as RetentionReport, streams::Report as StreamsReport,
     workers::Report as WorkersReport,
 };
+pub use process::serve;
 
 use context::Context;
 

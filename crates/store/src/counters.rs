@@ -42,7 +42,8 @@ impl CounterDelta {
             Some(JobStatus::InProgress) => self.running -= 1,
             // Ends are counted for ever: a retry does not take them back.
             None
-            | Some(JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled | JobStatus::TimedOut) => {}
+            | Some(JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled | JobStatus::TimedOut) => {
+            }
         }
         match to {
             JobStatus::InQueue => self.queued += 1,
@@ -82,8 +83,20 @@ pub async fn add_counters(
     let rows: Vec<(EndpointId, CounterDelta)> =
         deltas.iter().filter(|(_, d)| !d.is_zero()).map(|(e, d)| (*e, *d)).collect();
     ADD.execute(tx.conn(), &rows, |(endpoint, d), v| {
-        v.extend([endpoint.0, writer, d.queued, d.running, d.completed, d.failed, d.cancelled, d.timed_out, d.retried]
-            .map(Value::from));
+        v.extend(
+            [
+                endpoint.0,
+                writer,
+                d.queued,
+                d.running,
+                d.completed,
+                d.failed,
+                d.cancelled,
+                d.timed_out,
+                d.retried,
+            ]
+            .map(Value::from),
+        );
     })
     .await?;
     Ok(())

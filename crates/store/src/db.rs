@@ -157,9 +157,7 @@ fn is_sqlite(open: &Open) -> Result<bool, StoreError> {
     } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
         Ok(false)
     } else {
-        Err(StoreError::Permanent {
-            detail: "database.url must begin with sqlite: or postgres:".to_owned(),
-        })
+        Err(StoreError::Permanent { detail: "database.url must begin with sqlite: or postgres:".to_owned() })
     }
 }
 
@@ -207,7 +205,8 @@ async fn connect(open: &Open, sqlite: bool, pool: Pool) -> Result<DatabaseConnec
             if pool == Pool::Read { o.pragma("query_only", "ON") } else { o }
         });
     } else {
-        options.map_sqlx_postgres_opts(|o| o.statement_cache_capacity(STATEMENTS).application_name("ringback"));
+        options
+            .map_sqlx_postgres_opts(|o| o.statement_cache_capacity(STATEMENTS).application_name("ringback"));
     }
     Ok(Database::connect(options).await?)
 }
@@ -219,7 +218,9 @@ async fn refuse_lossy_commits(db: &DatabaseConnection) -> Result<(), StoreError>
         let value: String = row.ok_or_else(|| StoreError::corrupt("setting"))?.try_get_by_index(0)?;
         if value == "off" {
             return Err(StoreError::Permanent {
-                detail: format!("PostgreSQL runs with {setting} = off; Ringback needs it on (P1): set {setting} = on"),
+                detail: format!(
+                    "PostgreSQL runs with {setting} = off; Ringback needs it on (P1): set {setting} = on"
+                ),
             });
         }
     }

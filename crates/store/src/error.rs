@@ -70,7 +70,11 @@ impl From<DbErr> for StoreError {
         match e {
             DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Transient { detail },
             DbErr::Exec(RuntimeErr::SqlxError(inner)) | DbErr::Query(RuntimeErr::SqlxError(inner)) => {
-                if is_passing(&inner) { Self::Transient { detail } } else { Self::Permanent { detail } }
+                if is_passing(&inner) {
+                    Self::Transient { detail }
+                } else {
+                    Self::Permanent { detail }
+                }
             }
             _ => Self::Permanent { detail },
         }
@@ -87,7 +91,8 @@ fn is_passing(e: &sea_orm::SqlxError) -> bool {
             // 55P03 lock not available. SQLite: primary codes BUSY 5, LOCKED 6, IOERR 10, FULL 13.
             let pg = code.len() == 5
                 && (["08", "40", "53", "57", "58"].iter().any(|c| code.starts_with(c)) || code == "55P03");
-            let sqlite = code.parse::<i32>().is_ok_and(|c| code.len() < 5 && matches!(c & 0xff, 5 | 6 | 10 | 13));
+            let sqlite =
+                code.parse::<i32>().is_ok_and(|c| code.len() < 5 && matches!(c & 0xff, 5 | 6 | 10 | 13));
             pg || sqlite
         }),
         _ => false,

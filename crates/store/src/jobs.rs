@@ -142,7 +142,8 @@ fn collect(rows: Vec<QueryResult>) -> Result<HashMap<JobId, JobRow>, StoreError>
 
 /// Reads one row of `columns!`.
 fn read_row(row: &QueryResult) -> Result<JobRow, StoreError> {
-    let status = JobStatus::from_code(row.try_get_by_index::<i64>(5)?).ok_or(StoreError::corrupt("jobs.state"))?;
+    let status =
+        JobStatus::from_code(row.try_get_by_index::<i64>(5)?).ok_or(StoreError::corrupt("jobs.state"))?;
     let targets: Vec<Target> = match row.try_get_by_index::<Option<Vec<u8>>>(31)? {
         Some(stored) => targets_of(&stored)?,
         None => Vec::new(),
@@ -348,8 +349,9 @@ const UPDATE: Rows = Rows {
              lease_until_ms = v.column17, ended_at_ms = v.column18, end_reason = v.column19, \
              next_check_at_ms = v.column20, owed = v.column21, history = v.column22 FROM (VALUES ",
     casts: &[
-        "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint",
-        "bigint", "text", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bytea",
+        "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint",
+        "bigint", "bigint", "text", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint",
+        "bigint", "bytea",
     ],
     after: ") AS v WHERE jobs.id = v.column1 AND jobs.revision = v.column2",
 };

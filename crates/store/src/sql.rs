@@ -79,7 +79,12 @@ impl Rows {
         for r in rows {
             row(r, &mut values);
         }
-        debug_assert_eq!(values.len(), rows.len() * self.casts.len(), "{}: columns and values differ", self.name);
+        debug_assert_eq!(
+            values.len(),
+            rows.len() * self.casts.len(),
+            "{}: columns and values differ",
+            self.name
+        );
         Statement::from_sql_and_values(backend, self.text(rows.len(), backend), values)
     }
 
@@ -152,7 +157,11 @@ fn parts<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
 }
 
 /// One statement with its values.
-pub fn statement<C: ConnectionTrait>(conn: &C, sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
+pub fn statement<C: ConnectionTrait>(
+    conn: &C,
+    sql: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> Statement {
     Statement::from_sql_and_values(conn.get_database_backend(), sql, values)
 }
 

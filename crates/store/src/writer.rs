@@ -15,8 +15,8 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use sea_orm::{
-    ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait,
+    ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait,
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -244,7 +244,9 @@ async fn commit_alone(pool: &DatabaseConnection, command: Queued) {
             Err(Failure::Command(e)) if e.is_transient() && attempt < ALONE_TRIES => {
                 tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 5)).await;
             }
-            Err(Failure::Begin(e) | Failure::Command(e) | Failure::Commit(e)) => return finish(commands, &Err(e)),
+            Err(Failure::Begin(e) | Failure::Command(e) | Failure::Commit(e)) => {
+                return finish(commands, &Err(e));
+            }
         }
     }
 }
@@ -284,6 +286,7 @@ pub(crate) async fn now_ms<C: ConnectionTrait>(conn: &C) -> Result<i64, StoreErr
     if conn.get_database_backend() == DatabaseBackend::Sqlite {
         return Ok(ringback_service_runtime::time::now_ms());
     }
-    let row = sql::query_one(conn, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint", []).await?;
+    let row =
+        sql::query_one(conn, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint", []).await?;
     Ok(row.ok_or_else(|| StoreError::corrupt("clock"))?.try_get_by_index(0)?)
 }

@@ -46,7 +46,8 @@ pub fn check_step(before: &Job, after: &Job) -> Result<(), Violation> {
     if after.seq < before.seq || after.run < before.run || after.owed < before.owed || fell_in_run {
         return Err(Violation::CounterFell);
     }
-    let changed = before.status() != after.status() || !same_run || moved_attempt(&before.state, &after.state);
+    let changed =
+        before.status() != after.status() || !same_run || moved_attempt(&before.state, &after.state);
     if after.seq != before.seq + u32::from(changed) {
         return Err(Violation::SeqOutOfStep);
     }

@@ -198,7 +198,9 @@ impl JobState {
     pub const fn live(&self) -> Option<&Live> {
         match self {
             Self::InProgress(live) => Some(live),
-            Self::InQueue | Self::Completed(_) | Self::Failed(_) | Self::Cancelled(_) | Self::TimedOut(_) => None,
+            Self::InQueue | Self::Completed(_) | Self::Failed(_) | Self::Cancelled(_) | Self::TimedOut(_) => {
+                None
+            }
         }
     }
 }
@@ -228,7 +230,9 @@ impl Job {
                 let soonest = overrun.min(live.lease_until);
                 Some(self.ttl_at.map_or(soonest, |ttl| ttl.min(soonest)))
             }
-            JobState::Completed(_) | JobState::Failed(_) | JobState::Cancelled(_) | JobState::TimedOut(_) => None,
+            JobState::Completed(_) | JobState::Failed(_) | JobState::Cancelled(_) | JobState::TimedOut(_) => {
+                None
+            }
         }
     }
 }

@@ -130,10 +130,10 @@ fn check_host(url: &Url, policy: &UrlPolicy) -> Result<Place, UrlError> {
             Ipv4Addr::LOCALHOST.into()
         }
     };
-    policy
-        .addresses
-        .check(literal)
-        .map_err(|range| UrlError::Address { host: shown(url.host_str().unwrap_or_default(), literal), range })?;
+    policy.addresses.check(literal).map_err(|range| UrlError::Address {
+        host: shown(url.host_str().unwrap_or_default(), literal),
+        range,
+    })?;
     let opened = policy.addresses.allow_loopback && literal.is_loopback();
     Ok(if opened { Place::Loopback } else { Place::Elsewhere })
 }
@@ -206,7 +206,9 @@ mod tests {
         assert_eq!(refused(&long), UrlError::TooLong(long.len()));
         assert!(refused("https://10.0.0.1/").to_string().contains("webhooks.allow_private"));
         assert!(refused("https://10.0.0.1/").to_string().contains("address 10.0.0.1 is"));
-        assert!(refused("https://[::ffff:192.168.0.1]/").to_string().contains("[::ffff:c0a8:1] (192.168.0.1)"));
+        assert!(
+            refused("https://[::ffff:192.168.0.1]/").to_string().contains("[::ffff:c0a8:1] (192.168.0.1)")
+        );
     }
 
     #[test]

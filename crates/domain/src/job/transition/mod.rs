@@ -166,7 +166,12 @@ const fn end_unstarted(now: TimestampMs, reason: EndReason) -> Ended {
 }
 
 fn close(job: &Job, live: &Live, reason: EndReason) -> Effect {
-    Effect::CloseAttempt(AttemptEnd { run: job.run, attempt: live.attempt, worker: live.worker.clone(), reason })
+    Effect::CloseAttempt(AttemptEnd {
+        run: job.run,
+        attempt: live.attempt,
+        worker: live.worker.clone(),
+        reason,
+    })
 }
 
 fn stop(job: &Job, live: &Live, reason: EndReason) -> Effect {

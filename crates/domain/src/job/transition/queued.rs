@@ -62,8 +62,7 @@ pub(super) fn apply(job: &Job, event: &JobEvent, now: TimestampMs) -> Result<App
             }
             let mut next = job.clone();
             next.publish += 1;
-            let effects =
-                vec![Effect::Publish { run: next.run, publish: next.publish, must_ask: true }];
+            let effects = vec![Effect::Publish { run: next.run, publish: next.publish, must_ask: true }];
             Ok(Applied::Renewed { next, effects })
         }
     }

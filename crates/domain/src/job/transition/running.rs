@@ -1,8 +1,8 @@
 //! Events of a job with a live attempt.
 
 use super::{
-    Applied, Effect, EndReason, Job, JobEvent, JobState, Live, Rejection, Terminal, TimestampMs, begin, clamp,
-    close, end_of_live, finish, finish_by_other, not_allowed, requeue, stale, stop,
+    Applied, Effect, EndReason, Job, JobEvent, JobState, Live, Rejection, Terminal, TimestampMs, begin,
+    clamp, close, end_of_live, finish, finish_by_other, not_allowed, requeue, stale, stop,
 };
 use crate::{ids::AttemptRef, job::event::CancelReason, policy::Policy};
 
@@ -56,8 +56,10 @@ pub(super) fn apply(
         }
         JobEvent::Overran { attempt, execution_ms } => {
             fence(job, live, attempt)?;
-            let effects =
-                vec![close(job, live, EndReason::ExecutionTimeout), stop(job, live, EndReason::ExecutionTimeout)];
+            let effects = vec![
+                close(job, live, EndReason::ExecutionTimeout),
+                stop(job, live, EndReason::ExecutionTimeout),
+            ];
             let end = end_of_live(live, now, *execution_ms, EndReason::ExecutionTimeout);
             Ok(finish(job, Terminal::TimedOut, end, effects))
         }
