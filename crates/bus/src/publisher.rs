@@ -68,6 +68,17 @@ pub enum PublishFailure {
     Impossible(String),
 }
 
+impl PublishFailure {
+    /// Whether the message may be in the stream all the same, or may have been worked off already.
+    #[must_use]
+    pub const fn may_be_stored(&self) -> bool {
+        match self {
+            Self::NotSent | Self::StreamMissing(_) => false,
+            Self::Unknown | Self::Refused(_) | Self::Impossible(_) => true,
+        }
+    }
+}
+
 /// Publishes jobs with a bound on what awaits its answer (cheap to clone; clones share the bound).
 #[derive(Debug, Clone)]
 pub struct JobPublisher {

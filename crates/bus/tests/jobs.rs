@@ -219,6 +219,8 @@ async fn a_lost_store_is_noticed_and_rebuilt() {
     let failed = publisher.publish(publication(1, Lane::Hi)).await;
     let stream = rig.bus.subjects().stream(SHARD);
     assert_eq!(failed, PublishOutcome::Failed(PublishFailure::StreamMissing(stream.clone())));
+    assert!(!PublishFailure::StreamMissing(stream.clone()).may_be_stored());
+    assert!(PublishFailure::Unknown.may_be_stored());
     assert_eq!(
         rig.bus.has_job(&job(1, Lane::Hi)).await,
         Err(BusError::StreamMissing { stream: stream.clone() })

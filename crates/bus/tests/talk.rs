@@ -155,6 +155,7 @@ async fn without_a_server_nothing_hangs() {
     assert!(!bus.announce_transitions(Bytes::new()).await);
     let outcome = bus.job_publisher().publish(publication(1, Lane::Hi)).await;
     assert_eq!(outcome, PublishOutcome::Failed(PublishFailure::NotSent));
+    assert!(!PublishFailure::NotSent.may_be_stored());
     let error = Bus::connect(&NatsConfig::default(), "test").await.unwrap_err();
     assert_eq!(error, BusError::Permanent("nats.url is not set".to_owned()));
 }

@@ -98,20 +98,24 @@ impl Outbound {
     }
 
     async fn publish(&self, sent: &[Sent]) {
-        let mut open: Vec<&Sent> = sent.iter().collect();
+        // With each job: whether a try before may have stored its message. Then it may have been run and acknowledged,
+        // and the next one must ask; a try that certainly stored nothing costs the job no grant.
+        let mut open: Vec<(&Sent, bool)> = sent.iter().map(|s| (s, false)).collect();
         for attempt in 0..=TRIES.len() {
-            // Only the very first try may start at once: a later one may follow a message that was stored, run and
-            // acknowledged.
-            let publications = open.iter().map(|s| self.publication(s, attempt > 0)).collect();
+            let publications = open.iter().map(|(s, must_ask)| self.publication(s, *must_ask)).collect();
             let outcomes = self.publisher.publish_all(publications).await;
             let mut failed = Vec::new();
-            for (s, outcome) in open.into_iter().zip(outcomes) {
+            let mut asks = Vec::new();
+            for ((s, must_ask), outcome) in open.into_iter().zip(outcomes) {
                 match outcome {
                     PublishOutcome::Stored { .. } | PublishOutcome::AlreadyThere => {}
                     PublishOutcome::Failed(PublishFailure::Impossible(error)) => {
                         tracing::error!(job_id = %s.row.public_id(), error, "the job's message cannot be published");
                     }
-                    PublishOutcome::Failed(failure) => failed.push((s, failure)),
+                    PublishOutcome::Failed(failure) => {
+                        asks.push(must_ask || failure.may_be_stored());
+                        failed.push((s, failure));
+                    }
                 }
             }
             let Some((_, failure)) = failed.first() else { return };
@@ -123,7 +127,7 @@ impl Outbound {
             };
             self.make_missing_streams(&failed).await;
             tokio::time::sleep(*pause).await;
-            open = failed.into_iter().map(|(s, _)| s).collect();
+            open = failed.into_iter().map(|(s, _)| s).zip(asks).collect();
         }
     }
 
