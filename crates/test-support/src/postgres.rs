@@ -28,6 +28,11 @@ pub struct Postgres {
     run_as: Option<RunAs>,
 }
 
+/// Longest time until a cluster takes connections on a busy machine.
+const START_WITHIN: Duration = Duration::from_secs(90);
+/// Longest time for one connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
 /// The user that the server runs as when the test is root.
 #[derive(Debug, Clone, Copy)]
 struct RunAs {
@@ -53,7 +58,10 @@ impl Postgres {
 
     /// Makes a database and gives its URL.
     pub async fn database(&self, name: &str) -> String {
-        let connection = connect(&self.url("postgres")).await.expect("connect to PostgreSQL");
+        let url = self.url("postgres");
+        let connection =
+            until("PostgreSQL to take a connection", START_WITHIN, || async { connect(&url).await.ok() })
+                .await;
         connection
             .execute_unprepared(&format!("CREATE DATABASE \"{name}\""))
             .await
@@ -85,7 +93,7 @@ impl Postgres {
         let spec = Spec::new("postgres", &words[0], self.folder.path()).args(&words[1..]);
         self.process = Some(Process::spawn(spec));
         let url = self.url("postgres");
-        until("PostgreSQL to take connections", Duration::from_secs(30), || async {
+        until("PostgreSQL to take connections", START_WITHIN, || async {
             connect(&url).await.ok()?.execute_unprepared("SELECT 1").await.ok()
         })
         .await;
@@ -122,10 +130,7 @@ impl Drop for Postgres {
 /// A connection that gives up soon: the default keeps trying for half a minute.
 async fn connect(url: &str) -> Result<DatabaseConnection, DbErr> {
     let mut options = ConnectOptions::new(url.to_owned());
-    options
-        .max_connections(1)
-        .acquire_timeout(Duration::from_secs(2))
-        .connect_timeout(Duration::from_secs(2));
+    options.max_connections(1).acquire_timeout(CONNECT_WITHIN).connect_timeout(CONNECT_WITHIN);
     options.sqlx_logging(false);
     Database::connect(options).await
 }

@@ -13,7 +13,7 @@ impl Sql {
     /// Opens `sqlite:<path>` or `postgres://…`.
     pub async fn open(url: &str) -> Self {
         let mut options = sea_orm::ConnectOptions::new(url.to_owned());
-        options.max_connections(1).acquire_timeout(Duration::from_secs(10)).sqlx_logging(false);
+        options.max_connections(1).acquire_timeout(Duration::from_secs(60)).sqlx_logging(false);
         Self { connection: Database::connect(options).await.expect("open the database") }
     }
 
