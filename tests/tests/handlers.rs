@@ -144,7 +144,13 @@ async fn stopping(stack: &Stack) {
         })
         .await;
         if endpoint == "blocking" {
-            let reply = api.post(&format!("/v2/blocking/cancel/{id}"), &json!({})).await.expect(200);
+            // 503 asks for another try; a cancel is idempotent.
+            let reply = until("the cancel to be answered", LATER, || async {
+                let reply = api.post(&format!("/v2/blocking/cancel/{id}"), &json!({})).await;
+                (reply.status != 503).then_some(reply)
+            })
+            .await
+            .expect(200);
             assert_eq!(reply["status"], "CANCELLED");
         } else {
             api.wait_status(endpoint, &id, "TIMED_OUT", LATER).await;

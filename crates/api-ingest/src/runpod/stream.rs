@@ -24,7 +24,9 @@ use crate::{
     waiters::Wants,
 };
 
-const HOLD_MAX_MS: u64 = 8_000;
+/// RunPod's Python client gives up after 10 s and asks again; pieces that were drained into a lost answer are gone for
+/// it. Half of that leaves time for a slow database.
+const HOLD_MAX_MS: u64 = 5_000;
 
 /// `GET /v2/{endpoint}/stream/{id}`
 pub(crate) async fn stream(
