@@ -15,7 +15,13 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Step { name: "m0001_main_job", up: include_str!("../sql/m0001_main_job.sql") })]
+        vec![
+            Box::new(Step { name: "m0001_main_job", up: include_str!("../sql/m0001_main_job.sql") }),
+            Box::new(Step {
+                name: "m0003_registered_webhooks",
+                up: include_str!("../sql/m0003_registered_webhooks.sql"),
+            }),
+        ]
     }
 }
 
