@@ -55,7 +55,7 @@ pub enum BuildError {
 /// A URL that passed the rules of its client. A literal address never passes through the resolver, so the rules are
 /// applied to the very value that is dialled; only [`Client::check`] makes one.
 #[derive(Clone)]
-pub struct CheckedUrl(Url);
+pub struct CheckedUrl(pub(crate) Url);
 
 impl std::fmt::Debug for CheckedUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -93,7 +93,7 @@ pub struct Answer {
 /// The client of one role. Cheap to copy; copies share their connections.
 #[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    pub(crate) http: reqwest::Client,
     policy: Arc<UrlPolicy>,
     limits: Limits,
 }

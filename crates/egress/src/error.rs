@@ -44,6 +44,12 @@ pub enum EgressError {
     /// The answer is not HTTP.
     #[error("the answer is not HTTP: {0}")]
     Protocol(String),
+    /// More bytes than the role takes.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(u64),
+    /// More redirects than are followed, or one that leads nowhere.
+    #[error("{0}")]
+    Redirect(&'static str),
 }
 
 impl EgressError {
@@ -58,7 +64,7 @@ impl EgressError {
             Self::Connect(_) => TransportFault::Connect,
             Self::Timeout(_) => TransportFault::Timeout,
             Self::Closed(_) => TransportFault::Closed,
-            Self::Protocol(_) => TransportFault::Protocol,
+            Self::Protocol(_) | Self::TooLarge(_) | Self::Redirect(_) => TransportFault::Protocol,
         }
     }
 

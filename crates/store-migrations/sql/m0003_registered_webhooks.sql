@@ -74,6 +74,8 @@ ALTER TABLE deliveries ADD COLUMN body_target {int};
 -- Replays so far, and the tries made before the last one: they do not count for the ladder.
 ALTER TABLE deliveries ADD COLUMN replays {int} NOT NULL DEFAULT 0;
 ALTER TABLE deliveries ADD COLUMN attempts_before {int} NOT NULL DEFAULT 0;
+-- 1: Runflow's body, which carries Runflow's signature too.
+ALTER TABLE deliveries ADD COLUMN format {int} NOT NULL DEFAULT 0;
 -- How long the try that succeeded took, and who answered.
 ALTER TABLE deliveries ADD COLUMN duration_ms {int};
 ALTER TABLE deliveries ADD COLUMN address TEXT;

@@ -5,6 +5,7 @@
 pub mod address;
 pub mod body;
 pub mod response;
+pub mod runflow;
 pub mod schedule;
 pub mod signature;
 pub mod url;

@@ -88,6 +88,13 @@ impl SigningKey {
         Ok(Self { state })
     }
 
+    /// The HMAC of a body alone, for schemes that sign nothing else ([`super::runflow`]).
+    pub(super) fn body_mac(&self, body: &[u8]) -> Hmac<Sha256> {
+        let mut mac = self.state.clone();
+        mac.update(body);
+        mac
+    }
+
     fn mac(&self, id: &str, timestamp: &str, body: &[u8]) -> Hmac<Sha256> {
         let mut mac = self.state.clone();
         mac.update(id.as_bytes());
