@@ -5,7 +5,7 @@
 mod support;
 
 use bytes::Bytes;
-use ringback_bus::{BusError, Lane, PublishFailure, PublishOutcome};
+use ringback_bus::{Bus, BusError, Lane, PublishFailure, PublishOutcome};
 use std::collections::HashSet;
 use std::time::Duration;
 use support::{ENDPOINT, EPOCH, QUIET, Rig, SHARD, job, next, none_comes, publication, until};
@@ -70,6 +70,26 @@ async fn exactly_the_free_slots_are_fetched() {
         rig.bus.consumer_depth(SHARD, ENDPOINT, Lane::Hi).await.unwrap().unwrap().total() == 0
     })
     .await;
+}
+
+/// A worker starts while its connection is still being made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_puller_that_is_older_than_its_connection_asks_once() {
+    let mut rig = Rig::with_stream().await;
+    // The consumers are there, so that the first request follows the connection at once.
+    rig.pull(&[Lane::Hi, Lane::Lo], LONG).await.stop();
+    let many = (1..=200).map(|n| publication(n, Lane::Hi)).collect();
+    rig.bus.job_publisher().publish_all(many).await;
+    for taken in 1..=40 {
+        rig.bus = Bus::connect(&rig.config, "young").await.unwrap();
+        let mut puller = rig.pull(&[Lane::Hi, Lane::Lo], LONG).await;
+        puller.add_credits(2);
+        for _ in 0..2 {
+            assert_eq!(next(&mut puller).await.num_delivered, 1, "an earlier puller fetched too much");
+        }
+        let depth = rig.bus.consumer_depth(SHARD, ENDPOINT, Lane::Hi).await.unwrap().unwrap();
+        assert_eq!(depth.ack_pending, 2 * taken, "only what has a slot is fetched");
+    }
 }
 
 #[tokio::test]

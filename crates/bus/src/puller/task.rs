@@ -2,7 +2,7 @@
 
 use super::lane::{LaneBook, PullKind};
 use super::{JobDelivery, Order, PullSource, PullerSettings};
-use crate::connection::Bus;
+use crate::connection::{Bus, Connectivity};
 use crate::error::BusError;
 use crate::subjects::Subjects;
 use async_nats::{Message, StatusCode, Subscriber};
@@ -37,6 +37,8 @@ pub(super) struct PullTask {
     sources: Vec<Source>,
     credits: u32,
     next_pull: u64,
+    /// Connection on which the requests in the books were sent.
+    epoch: u64,
     /// One repair of consumers at a time.
     repairing: Arc<Mutex<()>>,
 }
@@ -56,7 +58,8 @@ impl PullTask {
                 }
             })
             .collect();
-        Self { bus, inbox, settings, sources, credits: 0, next_pull: 0, repairing: Arc::default() }
+        let epoch = bus.connectivity().borrow().epoch;
+        Self { bus, inbox, settings, sources, credits: 0, next_pull: 0, epoch, repairing: Arc::default() }
     }
 }
 
@@ -67,11 +70,13 @@ pub(super) async fn run(
     jobs: mpsc::UnboundedSender<JobDelivery>,
 ) {
     let mut connectivity = task.bus.connectivity();
-    let mut epoch = connectivity.borrow_and_update().epoch;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     task.ensure_consumers().await;
     loop {
+        // Before anything is asked: what is asked on a connection must not be forgotten as if it had died with the
+        // one before, for it would be asked and delivered twice.
+        task.note_connection(*connectivity.borrow_and_update());
         task.replenish().await;
         tokio::select! {
             order = orders.recv() => match order {
@@ -85,16 +90,6 @@ pub(super) async fn run(
             changed = connectivity.changed() => {
                 if changed.is_err() {
                     return;
-                }
-                let now = *connectivity.borrow_and_update();
-                if now.connected && now.epoch != epoch {
-                    // Requests died with the connection or with the server.
-                    epoch = now.epoch;
-                    task.sources.iter_mut().for_each(|source| {
-                        source.book.forget_all();
-                        source.book.blocked_until = None;
-                    });
-                    task.repair();
                 }
             }
             now = tick.tick() => {
@@ -114,6 +109,19 @@ pub(super) async fn run(
 }
 
 impl PullTask {
+    /// On another connection than before: requests died with the connection or with the server.
+    fn note_connection(&mut self, now: Connectivity) {
+        if !now.connected || now.epoch == self.epoch {
+            return;
+        }
+        self.epoch = now.epoch;
+        for source in &mut self.sources {
+            source.book.forget_all();
+            source.book.blocked_until = None;
+        }
+        self.repair();
+    }
+
     /// Gives back what arrives after the stop, then ends the subscription, which voids the requests at the server.
     async fn linger(mut self, mut subscriber: Subscriber) {
         self.credits = 0;
