@@ -1,0 +1,127 @@
+use super::*;
+
+fn event(key: &str, body: &'static str) -> NewEvent {
+    NewEvent {
+        key: key.to_owned(),
+        kind: "runpod.completed".to_owned(),
+        subject: Some("job-1".to_owned()),
+        ended_job: None,
+        body: Bytes::from_static(body.as_bytes()),
+        received_at_ms: 1_000,
+        again: false,
+    }
+}
+
+fn ending(key: &str, job: &str) -> NewEvent {
+    NewEvent { ended_job: Some((job.to_owned(), "COMPLETED".to_owned())), ..event(key, "{}") }
+}
+
+fn job(id: &str) -> TrackedJob {
+    TrackedJob { job_id: id.to_owned(), context: "tts".to_owned(), submitted_at_ms: 5, polls: 0 }
+}
+
+async fn journal() -> (tempfile::TempDir, SqliteJournal) {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = SqliteJournal::open(&dir.path().join("a b%20?x=1#.db")).await.unwrap();
+    (dir, journal)
+}
+
+#[tokio::test]
+async fn an_event_is_worked_off_once_and_its_key_is_remembered() {
+    let (dir, journal) = journal().await;
+    assert!(dir.path().join("a b%20?x=1#.db").exists());
+    assert_eq!(journal.accept(event("a", "{\"n\":1}")).await.unwrap(), Accepted::New);
+    assert_eq!(journal.accept(event("a", "{\"n\":1}")).await.unwrap(), Accepted::Waiting);
+    assert!(journal.due(999, 10).await.unwrap().is_empty());
+    let due = journal.due(1_000, 10).await.unwrap();
+    assert_eq!((due.len(), due[0].body.as_ref(), due[0].attempts), (1, b"{\"n\":1}".as_slice(), 0));
+    journal.settle("a", Settled::Again { due_at_ms: 3_000, error: "later".into() }, 1_001).await.unwrap();
+    assert_eq!(journal.next_due().await.unwrap(), Some(3_000));
+    assert_eq!(journal.due(3_000, 10).await.unwrap()[0].attempts, 1);
+    journal.settle("a", Settled::Done, 3_001).await.unwrap();
+    assert_eq!(journal.accept(event("a", "{}")).await.unwrap(), Accepted::Done);
+    assert_eq!(journal.next_due().await.unwrap(), None);
+    assert_eq!(journal.counts().await.unwrap(), Counts { done: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn what_was_given_up_or_asked_for_again_comes_back_without_its_files() {
+    let (_dir, journal) = journal().await;
+    journal.accept(event("a", "1")).await.unwrap();
+    let file = SavedFile { name: "x.wav".into(), sha256: "00".into(), size_bytes: 3 };
+    journal.saved("a", 0, file.clone()).await.unwrap();
+    assert_eq!(journal.file("a", 0).await.unwrap(), Some(file.clone()));
+    journal.settle("a", Settled::GivenUp { error: "no".into() }, 2_000).await.unwrap();
+    let about = journal.about("job-1").await.unwrap();
+    assert_eq!(
+        (about[0].state, about[0].error.as_deref(), &about[0].files),
+        ("failed", Some("no"), &vec![file])
+    );
+    assert_eq!(journal.accept(event("a", "2")).await.unwrap(), Accepted::Revived);
+    assert_eq!(journal.file("a", 0).await.unwrap(), None);
+    assert_eq!(journal.due(1_000, 1).await.unwrap()[0].body.as_ref(), b"2");
+    journal.settle("a", Settled::Done, 2_000).await.unwrap();
+    let again = NewEvent { again: true, ..event("a", "3") };
+    assert_eq!(journal.accept(again).await.unwrap(), Accepted::New);
+}
+
+#[tokio::test]
+async fn what_is_accepted_survives_the_process() {
+    let (dir, journal) = journal().await;
+    let path = dir.path().join("a b%20?x=1#.db");
+    for n in 0..20 {
+        journal.accept(event(&format!("k{n}"), "{}")).await.unwrap();
+    }
+    // A second connection sees what is committed, whatever the first one does next.
+    let other = SqliteJournal::open(&path).await.unwrap();
+    assert_eq!(other.due(i64::MAX, 100).await.unwrap().len(), 20);
+}
+
+#[tokio::test]
+async fn many_at_once_share_commits_and_one_copy_wins() {
+    let (_dir, journal) = journal().await;
+    let all = (0..300).map(|n| journal.accept(event(&format!("k{}", n % 100), "{}")));
+    let accepted = futures::future::join_all(all).await;
+    let new = accepted.iter().filter(|a| matches!(a, Ok(Accepted::New))).count();
+    assert_eq!((accepted.len(), new), (300, 100));
+}
+
+#[tokio::test]
+async fn settled_events_are_forgotten_and_waiting_ones_never() {
+    let (_dir, journal) = journal().await;
+    for n in 0..450 {
+        let key = format!("k{n}");
+        journal.accept(event(&key, "{}")).await.unwrap();
+        if n > 0 {
+            journal.settle(&key, Settled::Done, 2_000).await.unwrap();
+        }
+    }
+    assert_eq!(journal.forget(2_000).await.unwrap(), 0);
+    assert_eq!(journal.forget(2_001).await.unwrap(), 449);
+    assert_eq!(journal.counts().await.unwrap(), Counts { pending: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn a_webhook_ends_the_wait_and_a_poll_makes_its_webhook_late() {
+    let (_dir, journal) = journal().await;
+    journal.track(job("by-hook"), 100).await.unwrap();
+    journal.track(job("by-poll"), 200).await.unwrap();
+    journal.track(job("by-poll"), 1).await.unwrap();
+    assert_eq!(journal.tracked_next_due().await.unwrap(), Some(100));
+    assert_eq!(journal.accept(ending("m1", "by-hook")).await.unwrap(), Accepted::New);
+    assert_eq!(journal.tracked_end("by-hook").await.unwrap(), Some(TrackedEnd::Webhook));
+    // The poll was under way when the webhook came.
+    assert_eq!(journal.tracked_found("by-hook", ending("p1", "by-hook")).await.unwrap(), Accepted::Done);
+    assert_eq!(journal.tracked_due(300, 10).await.unwrap(), [job("by-poll")]);
+    journal.tracked_again("by-poll", 400).await.unwrap();
+    assert_eq!(journal.tracked_due(400, 10).await.unwrap()[0].polls, 1);
+    assert_eq!(journal.tracked_found("by-poll", ending("p2", "by-poll")).await.unwrap(), Accepted::New);
+    assert_eq!(journal.accept(ending("m2", "by-poll")).await.unwrap(), Accepted::Done, "late");
+    assert_eq!(journal.tracked_end("by-poll").await.unwrap(), Some(TrackedEnd::Poll));
+    let keys: Vec<String> = journal.due(i64::MAX, 10).await.unwrap().into_iter().map(|e| e.key).collect();
+    assert_eq!(keys, ["m1", "p2"], "each end is worked off once");
+    journal.track(job("lost"), 1).await.unwrap();
+    journal.tracked_give_up("lost", 2).await.unwrap();
+    assert_eq!(journal.tracked_end("lost").await.unwrap(), Some(TrackedEnd::GivenUp));
+    assert_eq!(journal.accept(ending("m3", "lost")).await.unwrap(), Accepted::New, "better late than never");
+}
