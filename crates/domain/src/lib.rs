@@ -4,7 +4,9 @@
 //! values that the caller carries out after its commit. Whoever wants to know what can happen to a job
 //! reads [`job`].
 
+pub mod artifact;
 pub mod batch;
+pub mod event;
 pub mod ids;
 pub mod job;
 pub mod policy;
@@ -13,6 +15,8 @@ pub mod target;
 pub mod time;
 pub mod webhook;
 
-pub use ids::{AttemptRef, BatchId, EndpointId, IdError, JobId, Name, NameError, Nonce, ProjectId};
+pub use ids::{
+    ArtifactId, AttemptRef, BatchId, EndpointId, IdError, JobId, Name, NameError, Nonce, ProjectId,
+};
 pub use status::JobStatus;
 pub use time::TimestampMs;

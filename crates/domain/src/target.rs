@@ -2,6 +2,65 @@
 
 use crate::status::JobStatus;
 
+/// First number of targets that are registered webhooks: their `deliveries.target` is this plus the webhook's key.
+/// Lower numbers are places in a job's own list.
+pub const REGISTERED_TARGET_BASE: u32 = 65_536;
+
+/// The key of the registered webhook that a target number means; `None` for a job's own target.
+#[must_use]
+pub const fn registered_webhook(target: u32) -> Option<u32> {
+    target.checked_sub(REGISTERED_TARGET_BASE)
+}
+
+/// Which bodies a registered webhook gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WebhookFormat {
+    /// The typed envelope, for every event.
+    #[default]
+    Standard,
+    /// Runflow's body: ends of runs and batches.
+    Runflow,
+    /// RunPod's body of each state: transitions of jobs.
+    Runpod,
+}
+
+impl WebhookFormat {
+    /// Every format, in the order of [`Self::code`].
+    pub const ALL: [Self; 3] = [Self::Standard, Self::Runflow, Self::Runpod];
+
+    /// The word in requests and views.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Runflow => "runflow",
+            Self::Runpod => "runpod",
+        }
+    }
+
+    /// Reads [`Self::as_str`] back.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| f.as_str() == word)
+    }
+
+    /// Number used in SQL.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Standard => 0,
+            Self::Runflow => 1,
+            Self::Runpod => 2,
+        }
+    }
+
+    /// Reads [`Self::code`] back.
+    #[must_use]
+    pub fn from_code(code: i64) -> Option<Self> {
+        usize::try_from(code).ok().and_then(|i| Self::ALL.get(i).copied())
+    }
+}
+
 /// Which transitions a target hears of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventScope {
@@ -29,6 +88,8 @@ pub enum BodyFormat {
     RunpodWebhook,
     /// The body of each state: `id, status`, then `delayTime`, then `executionTime, output`.
     RunpodWebhookV2,
+    /// Runflow's body of a run's end ([`crate::webhook::runflow_body`]), with Runflow's signature.
+    Runflow,
 }
 
 /// One place that is owed deliveries of a job. Its index in the job's list is part of the delivery's key.
@@ -63,6 +124,12 @@ impl Target {
         }
     }
 
+    /// The target of a submit's `callback_url`.
+    #[must_use]
+    pub fn of_callback(url: &str) -> Self {
+        Self { url: url.to_owned(), scope: EventScope::Terminal, format: BodyFormat::Runflow }
+    }
+
     fn terminal(url: &str) -> Self {
         Self { url: url.to_owned(), scope: EventScope::Terminal, format: BodyFormat::RunpodWebhook }
     }
@@ -71,6 +138,17 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn formats_read_back_and_registered_targets_begin_at_the_base() {
+        for format in WebhookFormat::ALL {
+            assert_eq!(WebhookFormat::parse(format.as_str()), Some(format));
+            assert_eq!(WebhookFormat::from_code(i64::from(format.code())), Some(format));
+        }
+        assert_eq!(WebhookFormat::from_code(3), None);
+        assert_eq!(registered_webhook(65_535), None);
+        assert_eq!(registered_webhook(REGISTERED_TARGET_BASE + 7), Some(7));
+    }
 
     #[test]
     fn one_url_in_both_fields_is_one_target() {

@@ -1,4 +1,4 @@
-//! P5, from two independent sides: what jobs and batches say they owe, and the deliveries that exist.
+//! P5, from two independent sides: what jobs, batches and events say they owe, and the deliveries that exist.
 //!
 //! Deliveries are inserted in the transaction that raises `owed`, so one statement, which sees one snapshot, finds
 //! both sides equal at any moment. Windows of UUIDv7 time keep each statement small.
@@ -37,7 +37,7 @@ pub(crate) fn key(ms: u64) -> Value {
 /// Both sides of a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Books {
-    /// Sum of what jobs and batches say they owe.
+    /// Sum of what jobs, batches and events say they owe.
     pub owed: i64,
     /// Deliveries by state: pending, delivered, dead, superseded, cancelled.
     pub by_state: [i64; 5],
@@ -75,6 +75,7 @@ pub async fn books_of<C: ConnectionTrait>(conn: &C, window: Window) -> Result<Bo
         conn,
         "SELECT -1 AS side, CAST(COALESCE(SUM(owed), 0) AS BIGINT) AS n FROM jobs WHERE id >= $1 AND id < $2 \
          UNION ALL SELECT -1, CAST(COALESCE(SUM(owed), 0) AS BIGINT) FROM batches WHERE id >= $1 AND id < $2 \
+         UNION ALL SELECT -1, CAST(COALESCE(SUM(owed), 0) AS BIGINT) FROM events WHERE id >= $1 AND id < $2 \
          UNION ALL SELECT state, COUNT(*) FROM deliveries WHERE owner_id >= $1 AND owner_id < $2 GROUP BY state",
         [from, to],
     )
@@ -104,7 +105,7 @@ fn side(row: &QueryResult) -> Result<Option<usize>, StoreError> {
 /// Somebody whose books do not balance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offender {
-    /// The job or batch.
+    /// The job, batch or event.
     pub owner: Uuid,
     /// What it says it owes; `None` where the row is gone.
     pub owed: Option<i64>,
@@ -131,9 +132,13 @@ pub async fn offenders<C: ConnectionTrait>(
            SELECT b.id, b.owed, (SELECT COUNT(*) FROM deliveries d WHERE d.owner_id = b.id) \
              FROM batches b WHERE b.id >= $1 AND b.id < $2 \
            UNION ALL \
+           SELECT e.id, e.owed, (SELECT COUNT(*) FROM deliveries d WHERE d.owner_id = e.id) \
+             FROM events e WHERE e.id >= $1 AND e.id < $2 \
+           UNION ALL \
            SELECT d.owner_id, NULL, COUNT(*) FROM deliveries d WHERE d.owner_id >= $1 AND d.owner_id < $2 \
              AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = d.owner_id) \
-             AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = d.owner_id) GROUP BY d.owner_id\
+             AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = d.owner_id) \
+             AND NOT EXISTS (SELECT 1 FROM events e WHERE e.id = d.owner_id) GROUP BY d.owner_id\
          ) AS o WHERE o.owed IS NULL OR o.owed <> o.n ORDER BY o.id LIMIT $3",
         [from, to, sql::int(limit)],
     )
@@ -150,7 +155,7 @@ pub async fn offenders<C: ConnectionTrait>(
         .collect()
 }
 
-/// The oldest moment that any job, batch or delivery belongs to, Unix ms.
+/// The oldest moment that any job, batch, event or delivery belongs to, Unix ms.
 ///
 /// # Errors
 /// The database's.
@@ -158,7 +163,7 @@ pub async fn oldest_ms<C: ConnectionTrait>(conn: &C) -> Result<Option<u64>, Stor
     oldest_from_ms(conn, 0).await
 }
 
-/// The oldest moment not before `from_ms` that any job, batch or delivery belongs to, Unix ms: empty stretches are
+/// The oldest moment not before `from_ms` that any job, batch, event or delivery belongs to, Unix ms: empty stretches are
 /// skipped in one step.
 ///
 /// # Errors
@@ -168,6 +173,7 @@ pub async fn oldest_from_ms<C: ConnectionTrait>(conn: &C, from_ms: u64) -> Resul
     for query in [
         "SELECT id FROM jobs WHERE id >= $1 ORDER BY id LIMIT 1",
         "SELECT id FROM batches WHERE id >= $1 ORDER BY id LIMIT 1",
+        "SELECT id FROM events WHERE id >= $1 ORDER BY id LIMIT 1",
         "SELECT owner_id FROM deliveries WHERE owner_id >= $1 ORDER BY owner_id LIMIT 1",
     ] {
         if let Some(row) = sql::query_one(conn, query, [key(from_ms)]).await? {

@@ -7,6 +7,7 @@ use sea_orm::{ConnectOptions, Database, DatabaseBackend, DatabaseConnection, Val
 
 use crate::{
     StoreError, sql,
+    webhooks::registry::{Cache, Registry},
     writer::{self, Urgency, WriteTx, Writer},
 };
 
@@ -59,6 +60,7 @@ pub struct Store {
     read: DatabaseConnection,
     writer: Writer,
     facts: Arc<Facts>,
+    registry: Cache,
     /// Random per process; the row it writes in `endpoint_counters`.
     counter_row: i64,
 }
@@ -84,8 +86,9 @@ impl Store {
             });
         }
         let facts = Arc::new(read_facts(&write).await?);
-        let writer = Writer::start(write, open.writers as usize);
-        Ok(Self { read, writer, facts, counter_row: i64::from(rand::random::<u32>()) })
+        let registry = Cache::default();
+        let writer = Writer::start(write, open.writers as usize, &registry);
+        Ok(Self { read, writer, facts, registry, counter_row: i64::from(rand::random::<u32>()) })
     }
 
     /// Brings the schema up to date and fixes the facts of a new database. Safe to repeat.
@@ -125,6 +128,14 @@ impl Store {
         F: for<'a> Fn(&'a WriteTx) -> BoxFuture<'a, Result<T, StoreError>> + Send + Sync + 'static,
     {
         self.writer.write(urgency, f).await
+    }
+
+    /// All registered webhooks and endpoints as they are now.
+    ///
+    /// # Errors
+    /// The database's, and a corrupt row.
+    pub async fn registry(&self) -> Result<Arc<Registry>, StoreError> {
+        self.registry.read(&self.read, true).await
     }
 
     /// The facts of this database.

@@ -12,13 +12,14 @@ use bytes::Bytes;
 use prost::Message as _;
 use ringback_contracts::v1;
 use ringback_domain::batch::BatchStatus;
+use ringback_domain::event::EventType;
 use ringback_domain::target::Target;
 use ringback_domain::webhook::body::{Body, Part};
 use ringback_domain::{BatchId, JobId, JobStatus, ProjectId, TimestampMs};
 use sea_orm::Value;
 
 pub use count::{DeliveryCounts, delivery_counts, delivery_counts_between, delivery_counts_of};
-pub use load::{DueAfter, DuePage, Stored, due_page, stored_of};
+pub use load::{DueAfter, DuePage, Stored, due_page, stored_of, target_page};
 pub use record::{Claim, FailedAttempt, Outcome, Recorded, record_outcomes};
 pub use view::{AttemptView, DeliveryView, attempts_of, deliveries_of, pending_age_ms};
 
@@ -84,25 +85,7 @@ impl DeliveryState {
 /// The word of an event for views and metrics: `job.completed`, `batch.failed`, ….
 #[must_use]
 pub fn event_name(event: u32) -> &'static str {
-    let code = |n: u32| i64::from(n);
-    match event.checked_sub(BATCH_EVENT_BASE) {
-        Some(batch) => match BatchStatus::from_code(code(batch)) {
-            Some(BatchStatus::InProgress) => "batch.processing",
-            Some(BatchStatus::Completed) => "batch.completed",
-            Some(BatchStatus::Failed) => "batch.failed",
-            Some(BatchStatus::Cancelled) => "batch.cancelled",
-            None => "unknown",
-        },
-        None => match JobStatus::from_code(code(event)) {
-            Some(JobStatus::InQueue) => "job.queued",
-            Some(JobStatus::InProgress) => "job.started",
-            Some(JobStatus::Completed) => "job.completed",
-            Some(JobStatus::Failed) => "job.failed",
-            Some(JobStatus::Cancelled) => "job.cancelled",
-            Some(JobStatus::TimedOut) => "job.timed_out",
-            None => "unknown",
-        },
-    }
+    EventType::from_code(event).map_or("unknown", EventType::name)
 }
 
 /// What the transitions of one job say about its deliveries.
@@ -140,6 +123,7 @@ pub fn job_delivery(of: &JobTransition<'_>, index: u32, target: &Target, body: B
         created_at_ms: of.at.0,
         traceparent: of.traceparent.unwrap_or_default().to_owned(),
         run: of.run,
+        ..v1::Delivery::default()
     }
 }
 
@@ -168,6 +152,7 @@ pub fn batch_delivery(
         created_at_ms: at.0,
         traceparent: traceparent.unwrap_or_default().to_owned(),
         run: 1,
+        ..v1::Delivery::default()
     }
 }
 
@@ -192,14 +177,17 @@ pub fn body_to_wire(body: Body) -> v1::BodyParts {
 
 const INSERT: Rows = Rows {
     name: "deliveries.insert",
-    before: "INSERT INTO deliveries (owner_id, seq, target, partition, project_id, event, terminal, url, body, state, \
-             attempts, created_at_ms, next_attempt_at_ms) VALUES ",
-    casts: &["", "", "", "", "", "", "", "", "", "", "", "", ""],
+    before: "INSERT INTO deliveries (owner_id, seq, target, partition, project_id, event, terminal, url, body, \
+             body_target, format, position, state, attempts, created_at_ms, next_attempt_at_ms) VALUES ",
+    casts: &[""; 16],
     after: " ON CONFLICT (owner_id, seq, target) DO NOTHING",
 };
 
 /// Inserts the deliveries of transitions, in the transaction that writes these transitions. A delivery that exists
 /// is left as it is: there is never a second one, and its bytes never change (P4). Answers how many are new.
+///
+/// Bodies are stored once: of the deliveries of one transition that stand together, those with equal bytes refer to
+/// the first of them (`body_target`).
 ///
 /// # Errors
 /// The database's, and a corrupt owner id.
@@ -208,11 +196,20 @@ pub async fn insert_deliveries(
     partitions: u16,
     deliveries: &[v1::Delivery],
 ) -> Result<u64, StoreError> {
+    if deliveries.is_empty() {
+        return Ok(0);
+    }
     if deliveries.iter().any(|d| d.owner_id.len() != 16 || d.body.is_none()) {
         return Err(StoreError::corrupt("delivery without owner or body"));
     }
+    let position = tx.position().await?;
+    let rows = share_bodies(deliveries);
     INSERT
-        .execute(tx.conn(), deliveries, |d, v| {
+        .execute(tx.conn(), &rows, |(d, body_target), v| {
+            let body = match body_target {
+                None => d.body.as_ref().map(v1::BodyParts::encode_to_vec).unwrap_or_default(),
+                Some(_) => Vec::new(),
+            };
             v.extend([
                 Value::from(d.owner_id.to_vec()),
                 sql::int(d.seq),
@@ -222,7 +219,10 @@ pub async fn insert_deliveries(
                 sql::int(d.event),
                 sql::int(u8::from(d.terminal)),
                 Value::from(d.url.as_str()),
-                Value::from(d.body.as_ref().map(v1::BodyParts::encode_to_vec).unwrap_or_default()),
+                Value::from(body),
+                sql::opt_int(*body_target),
+                sql::int(d.format),
+                Value::from(position),
                 sql::int(DeliveryState::Pending.code()),
                 sql::int(0_u8),
                 Value::from(d.created_at_ms),
@@ -230,6 +230,21 @@ pub async fn insert_deliveries(
             ]);
         })
         .await
+}
+
+/// Each delivery with the target whose row holds its bytes, where that is another one.
+fn share_bodies(deliveries: &[v1::Delivery]) -> Vec<(&v1::Delivery, Option<u32>)> {
+    let mut rows: Vec<(&v1::Delivery, Option<u32>)> = Vec::with_capacity(deliveries.len());
+    for d in deliveries {
+        let same = rows
+            .iter()
+            .rev()
+            .take_while(|(o, _)| o.seq == d.seq && o.owner_id == d.owner_id)
+            .find(|(o, at)| at.is_none() && o.body == d.body)
+            .map(|(o, _)| o.target);
+        rows.push((d, same));
+    }
+    rows
 }
 
 /// The partition of a job's or batch's deliveries; equal to `JobId::partition`.

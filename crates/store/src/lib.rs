@@ -3,6 +3,8 @@
 //! P1 and P4 rest on this crate: what [`Store::write`] answered is committed to disk. Closures given to it hold no
 //! transaction across anything but SQL (P7). Every query that serves a client takes the project from the key.
 
+pub mod artifacts;
+mod artifacts_view;
 pub mod auth;
 pub mod batches;
 pub mod batches_fold;
@@ -15,6 +17,7 @@ pub mod deliveries;
 pub mod due;
 pub mod endpoints;
 mod error;
+pub mod events;
 pub mod inputs;
 mod jobs;
 pub mod observer;
@@ -27,6 +30,7 @@ pub mod sql;
 mod start;
 pub mod submit;
 pub mod views;
+pub mod webhooks;
 pub mod workers;
 mod writer;
 

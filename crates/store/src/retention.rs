@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use ringback_contracts::{batch_id_of, job_id_of};
 use ringback_domain::{BatchId, JobId};
 use sea_orm::{ConnectionTrait, QueryResult, Value};
+use uuid::Uuid;
 
 use crate::{
     StoreError, WriteTx,
@@ -53,6 +54,8 @@ pub struct Purged {
     pub jobs: u64,
     /// Batches.
     pub batches: u64,
+    /// Events that were no transition.
+    pub events: u64,
     /// Deliveries they owed, by their own count.
     pub owed: i64,
     /// Deliveries removed, counted from the rows.
@@ -286,6 +289,79 @@ pub async fn purge_batch(tx: &WriteTx, id: BatchId) -> Result<Purged, StoreError
     delete!("delivery_attempts", "owner_id")
         .execute(tx.conn(), &[id], |id, v| v.push(sql::id(id.as_bytes())))
         .await?;
+    book(tx, &purged).await?;
+    Ok(purged)
+}
+
+/// Events older than `before_ms` that nobody waits for: none of their deliveries is pending, and none died within
+/// [`KEEP_DEAD_MS`]. The oldest first.
+///
+/// # Errors
+/// The database's.
+pub async fn ended_events<C: ConnectionTrait>(
+    conn: &C,
+    before_ms: i64,
+    now_ms: i64,
+    limit: u32,
+) -> Result<Vec<Uuid>, StoreError> {
+    let rows = sql::query(
+        conn,
+        "SELECT id FROM events e WHERE e.created_at_ms < $1 AND NOT EXISTS (SELECT 1 FROM deliveries d \
+         WHERE d.owner_id = e.id AND (d.state = 0 OR (d.state = 2 AND d.ended_at_ms > $2))) \
+         ORDER BY e.created_at_ms LIMIT $3",
+        [Value::from(before_ms), Value::from(now_ms.saturating_sub(KEEP_DEAD_MS)), sql::int(limit)],
+    )
+    .await?;
+    let mut ids = rows
+        .iter()
+        .map(|row| {
+            Uuid::from_slice(&row.try_get_by_index::<Vec<u8>>(0)?)
+                .map_err(|_| StoreError::corrupt("events.id"))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+const LOCK_EVENTS_POSTGRES: Rows = Rows {
+    name: "retention.events.lock",
+    before: "SELECT id, owed FROM events WHERE id IN (",
+    casts: LIST,
+    after: ") ORDER BY id FOR UPDATE",
+};
+const LOCK_EVENTS_SQLITE: Rows = Rows {
+    name: "retention.events.select",
+    before: "SELECT id, owed FROM events WHERE id IN (",
+    casts: LIST,
+    after: ") ORDER BY id",
+};
+
+/// Removes events with their deliveries. Each is judged again: one whose delivery is pending (a replay) or died lately
+/// stays. `ids` must be sorted.
+///
+/// # Errors
+/// The database's.
+pub async fn purge_events(tx: &WriteTx, ids: &[Uuid]) -> Result<Purged, StoreError> {
+    let lock = if tx.is_postgres() { &LOCK_EVENTS_POSTGRES } else { &LOCK_EVENTS_SQLITE };
+    let rows = lock.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    let mut found: Vec<([u8; 16], i64)> = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let id: Vec<u8> = row.try_get_by_index(0)?;
+        found.push((id.try_into().map_err(|_| StoreError::corrupt("events.id"))?, row.try_get_by_index(1)?));
+    }
+    let held = held(tx, found.iter().map(|(id, _)| id)).await?;
+    let go: Vec<&([u8; 16], i64)> = found.iter().filter(|(id, _)| !held.contains_key(id)).collect();
+    let mut purged = Purged {
+        events: go.len() as u64,
+        owed: go.iter().map(|(_, owed)| owed).sum(),
+        postponed: held.len() as u64,
+        ..Purged::default()
+    };
+    let removed = DELETE_DELIVERIES.execute(tx.conn(), &go, |(id, _), v| v.push(sql::id(id))).await?;
+    purged.deliveries = i64::try_from(removed).unwrap_or(i64::MAX);
+    for rows in [delete!("delivery_attempts", "owner_id"), delete!("events", "id")] {
+        rows.execute(tx.conn(), &go, |(id, _), v| v.push(sql::id(id))).await?;
+    }
     book(tx, &purged).await?;
     Ok(purged)
 }

@@ -20,7 +20,10 @@ use sea_orm::{
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use crate::{StoreError, sql};
+use crate::{
+    StoreError, sql,
+    webhooks::registry::{Cache, Registry, next_position},
+};
 
 /// How soon a command must be committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,17 @@ pub enum Urgency {
 pub struct WriteTx {
     conn: DatabaseTransaction,
     now_ms: i64,
+    cache: Cache,
+    seen: std::sync::Mutex<Seen>,
+}
+
+/// What a transaction has asked for already.
+#[derive(Debug, Default)]
+struct Seen {
+    registry: Option<Arc<Registry>>,
+    /// A command of this transaction changed webhooks or endpoints: what it sees may be rolled back.
+    registry_changed: bool,
+    position: Option<i64>,
 }
 
 impl std::fmt::Debug for WriteTx {
@@ -60,6 +74,48 @@ impl WriteTx {
     #[must_use]
     pub fn is_postgres(&self) -> bool {
         self.conn.get_database_backend() == DatabaseBackend::Postgres
+    }
+
+    /// All registered webhooks and endpoints as this transaction sees them; asked once per transaction.
+    ///
+    /// # Errors
+    /// The database's, and a corrupt row.
+    pub async fn registry(&self) -> Result<Arc<Registry>, StoreError> {
+        let committed = {
+            let seen = self.seen();
+            if let Some(registry) = &seen.registry {
+                return Ok(Arc::clone(registry));
+            }
+            !seen.registry_changed
+        };
+        let registry = self.cache.read(&self.conn, committed).await?;
+        self.seen().registry = Some(Arc::clone(&registry));
+        Ok(registry)
+    }
+
+    /// What was asked before a change of webhooks or endpoints no longer holds.
+    pub(crate) fn forget_registry(&self) {
+        let mut seen = self.seen();
+        seen.registry = None;
+        seen.registry_changed = true;
+    }
+
+    /// The place of this transaction's deliveries in the feed: a number that rises in the order of commits on SQLite,
+    /// and that readers compare with [`crate::webhooks::registry::feed_horizon`] on PostgreSQL.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn position(&self) -> Result<i64, StoreError> {
+        if let Some(position) = self.seen().position {
+            return Ok(position);
+        }
+        let position = next_position(self).await?;
+        self.seen().position = Some(position);
+        Ok(position)
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -122,12 +178,12 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Starts the writer tasks on `pool`: one on SQLite, `parallel` on PostgreSQL. They end with the last sender.
-    pub(crate) fn start(pool: DatabaseConnection, parallel: usize) -> Self {
+    pub(crate) fn start(pool: DatabaseConnection, parallel: usize, cache: &Cache) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         let inbox = Arc::new(Mutex::new(Gathering::new(receiver)));
         let tasks = if pool.get_database_backend() == DatabaseBackend::Sqlite { 1 } else { parallel.max(1) };
         for _ in 0..tasks {
-            tokio::spawn(work(pool.clone(), Arc::clone(&inbox)));
+            tokio::spawn(work(Pool { db: pool.clone(), cache: cache.clone() }, Arc::clone(&inbox)));
         }
         Self { queue }
     }
@@ -202,7 +258,13 @@ impl Gathering {
     }
 }
 
-async fn work(pool: DatabaseConnection, inbox: Arc<Mutex<Gathering>>) {
+/// Where transactions begin.
+struct Pool {
+    db: DatabaseConnection,
+    cache: Cache,
+}
+
+async fn work(pool: Pool, inbox: Arc<Mutex<Gathering>>) {
     loop {
         let commands = inbox.lock().await.next().await;
         let Some(commands) = commands else { return };
@@ -217,7 +279,7 @@ async fn work(pool: DatabaseConnection, inbox: Arc<Mutex<Gathering>>) {
     }
 }
 
-async fn commit_together(pool: &DatabaseConnection, mut commands: Vec<Queued>) {
+async fn commit_together(pool: &Pool, mut commands: Vec<Queued>) {
     match run_all(pool, &mut commands).await {
         Ok(()) => finish(commands, &Ok(())),
         Err(Failure::Begin(e)) | Err(Failure::Commit(e)) => finish(commands, &Err(e)),
@@ -236,7 +298,7 @@ fn finish(commands: Vec<Queued>, result: &Result<(), StoreError>) {
     }
 }
 
-async fn commit_alone(pool: &DatabaseConnection, command: Queued) {
+async fn commit_alone(pool: &Pool, command: Queued) {
     let mut commands = vec![command];
     for attempt in 1..=ALONE_TRIES {
         match run_all(pool, &mut commands).await {
@@ -257,7 +319,7 @@ enum Failure {
     Commit(StoreError),
 }
 
-async fn run_all(pool: &DatabaseConnection, commands: &mut [Queued]) -> Result<(), Failure> {
+async fn run_all(pool: &Pool, commands: &mut [Queued]) -> Result<(), Failure> {
     let tx = begin(pool).await.map_err(Failure::Begin)?;
     for queued in commands.iter_mut() {
         if let Err(e) = queued.command.run(&tx).await {
@@ -269,16 +331,16 @@ async fn run_all(pool: &DatabaseConnection, commands: &mut [Queued]) -> Result<(
     tx.conn.commit().await.map_err(|e| Failure::Commit(StoreError::CommitUnknown { detail: e.to_string() }))
 }
 
-async fn begin(pool: &DatabaseConnection) -> Result<WriteTx, StoreError> {
-    let sqlite = pool.get_database_backend() == DatabaseBackend::Sqlite;
+async fn begin(pool: &Pool) -> Result<WriteTx, StoreError> {
+    let sqlite = pool.db.get_database_backend() == DatabaseBackend::Sqlite;
     let options = TransactionOptions {
         isolation_level: None,
         access_mode: None,
         sqlite_transaction_mode: sqlite.then_some(SqliteTransactionMode::Immediate),
     };
-    let conn = pool.begin_with_options(options).await?;
+    let conn = pool.db.begin_with_options(options).await?;
     let now_ms = now_ms(&conn).await?;
-    Ok(WriteTx { conn, now_ms })
+    Ok(WriteTx { conn, now_ms, cache: pool.cache.clone(), seen: std::sync::Mutex::default() })
 }
 
 /// The database's clock. SQLite's is this host's, so it is read without asking.

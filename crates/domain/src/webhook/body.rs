@@ -48,6 +48,12 @@ pub struct Body {
 }
 
 impl Body {
+    /// A body that is one JSON text.
+    #[must_use]
+    pub fn of_json(json: Vec<u8>) -> Self {
+        Self { parts: vec![Part::Inline(json)] }
+    }
+
     /// The parts in order.
     #[must_use]
     pub fn parts(&self) -> &[Part] {
@@ -114,13 +120,13 @@ impl Body {
 }
 
 /// Writes one object field by field.
-struct Object {
+pub(super) struct Object {
     body: Body,
     empty: bool,
 }
 
 impl Object {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut body = Body::default();
         body.push(b"{");
         Self { body, empty: true }
@@ -135,25 +141,53 @@ impl Object {
         self.body.push(b":");
     }
 
-    fn text(&mut self, name: &str, value: &str) -> &mut Self {
+    pub(super) fn text(&mut self, name: &str, value: &str) -> &mut Self {
         self.key(name);
         self.body.push_text(value);
         self
     }
 
-    fn number(&mut self, name: &str, value: u64) -> &mut Self {
+    pub(super) fn number(&mut self, name: &str, value: u64) -> &mut Self {
         self.key(name);
         self.body.push(value.to_string().as_bytes());
         self
     }
 
-    fn json(&mut self, name: &str, value: Json<'_>) -> &mut Self {
+    pub(super) fn json(&mut self, name: &str, value: Json<'_>) -> &mut Self {
         self.key(name);
         self.body.push_json(value);
         self
     }
 
-    fn close(mut self) -> Body {
+    /// A field only where there is something to say.
+    pub(super) fn opt_text(&mut self, name: &str, value: Option<&str>) -> &mut Self {
+        match value {
+            Some(value) => self.text(name, value),
+            None => self,
+        }
+    }
+
+    /// A field only where there is something to say.
+    pub(super) fn opt_json(&mut self, name: &str, value: Option<Json<'_>>) -> &mut Self {
+        match value {
+            Some(value) => self.json(name, value),
+            None => self,
+        }
+    }
+
+    /// A body as the value of a field.
+    pub(super) fn body(&mut self, name: &str, value: Body) -> &mut Self {
+        self.key(name);
+        for part in value.parts {
+            match part {
+                Part::Inline(bytes) => self.body.push(&bytes),
+                blob @ Part::Blob { .. } => self.body.parts.push(blob),
+            }
+        }
+        self
+    }
+
+    pub(super) fn close(mut self) -> Body {
         self.body.push(b"}");
         self.body
     }
@@ -168,6 +202,8 @@ pub fn of_transition(format: BodyFormat, told: &Terminal<'_>) -> Body {
         (JobStatus::InProgress, _) => in_progress(told.id, told.delay_time_ms),
         (_, BodyFormat::RunpodWebhook) => terminal(told),
         (_, BodyFormat::RunpodWebhookV2) => terminal(&Terminal { echo: None, ..*told }),
+        // Runflow's own body tells more than this function is given: see `runflow_body`.
+        (_, BodyFormat::Runflow) => terminal(&Terminal { echo: None, ..*told }),
     }
 }
 

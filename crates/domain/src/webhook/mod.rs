@@ -4,8 +4,10 @@
 
 pub mod address;
 pub mod body;
+pub mod envelope;
 pub mod response;
 pub mod runflow;
+pub mod runflow_body;
 pub mod schedule;
 pub mod signature;
 pub mod url;

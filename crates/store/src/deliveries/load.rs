@@ -61,9 +61,43 @@ pub async fn due_page<C: ConnectionTrait>(
         ],
     )
     .await?;
+    read_page(&rows, after, limit)
+}
+
+/// One page of owners with any pending delivery of `partition` to one target, due or not.
+///
+/// # Errors
+/// The database's.
+pub async fn target_page<C: ConnectionTrait>(
+    conn: &C,
+    partition: u16,
+    target: u32,
+    after: DueAfter,
+    limit: u32,
+) -> Result<DuePage, StoreError> {
+    let rows = sql::query(
+        conn,
+        "SELECT next_attempt_at_ms, owner_id FROM deliveries \
+         WHERE partition = $1 AND state = 0 AND target = $2 \
+         AND (next_attempt_at_ms > $3 OR (next_attempt_at_ms = $3 AND owner_id > $4)) \
+         AND next_attempt_at_ms >= $3 \
+         ORDER BY next_attempt_at_ms, owner_id LIMIT $5",
+        [
+            sql::int(partition),
+            sql::int(target),
+            Value::from(after.at_ms),
+            sql::id(after.owner.as_bytes()),
+            sql::int(limit),
+        ],
+    )
+    .await?;
+    read_page(&rows, after, limit)
+}
+
+fn read_page(rows: &[QueryResult], after: DueAfter, limit: u32) -> Result<DuePage, StoreError> {
     let mut owners: Vec<Uuid> = Vec::with_capacity(rows.len());
     let mut last = after;
-    for row in &rows {
+    for row in rows {
         let owner = read_owner(row, 1)?;
         last = DueAfter { at_ms: row.try_get_by_index(0)?, owner };
         owners.push(owner);
@@ -93,9 +127,11 @@ const STORED: Rows = Rows {
     name: "deliveries.stored",
     before: "SELECT d.owner_id, d.seq, d.target, d.project_id, d.event, d.terminal, d.state, d.attempts, \
              d.created_at_ms, d.next_attempt_at_ms, d.last_status, \
-             CASE WHEN d.state = 0 THEN d.url END, CASE WHEN d.state = 0 THEN d.body END, \
-             COALESCE(j.traceparent, b.traceparent) \
-             FROM deliveries d LEFT JOIN jobs j ON j.id = d.owner_id LEFT JOIN batches b ON b.id = d.owner_id \
+             CASE WHEN d.state = 0 THEN d.url END, CASE WHEN d.state = 0 THEN COALESCE(s.body, d.body) END, \
+             COALESCE(j.traceparent, b.traceparent), d.format, d.replays, d.attempts_before \
+             FROM deliveries d LEFT JOIN deliveries s ON d.body_target IS NOT NULL AND d.state = 0 \
+             AND s.owner_id = d.owner_id AND s.seq = d.seq AND s.target = d.body_target \
+             LEFT JOIN jobs j ON j.id = d.owner_id LEFT JOIN batches b ON b.id = d.owner_id \
              WHERE d.owner_id IN (",
     casts: LIST,
     after: ") ORDER BY d.owner_id, d.target, d.seq",
@@ -132,6 +168,9 @@ fn read_stored(row: &QueryResult) -> Result<Stored, StoreError> {
         traceparent: row.try_get_by_index::<Option<String>>(13)?.unwrap_or_default(),
         // The rows before it were read along, so that nobody needs to ask.
         run: 1,
+        format: get_u32(row, 14, "deliveries.format")?,
+        replays: get_u32(row, 15, "deliveries.replays")?,
+        attempts_before: get_u32(row, 16, "deliveries.attempts_before")?,
     };
     let last_status = row.try_get_by_index::<Option<i64>>(10)?;
     Ok(Stored {
