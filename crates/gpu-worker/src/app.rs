@@ -478,6 +478,7 @@ fn process_settings(
         kill_grace: Duration::from_millis(process.grace_ms),
         start_timeout: Duration::from_millis(process.start_timeout_ms),
         nice: i32::from(process.nice),
+        pause_idle: process.pause_idle,
         log_max_bytes: usize::try_from(app.config.worker.log_max_bytes).unwrap_or(usize::MAX),
         ping_interval: PING_INTERVAL,
         id_prefix: format!("e{}", endpoint.id),

@@ -6,6 +6,9 @@
 //! a dead worker never leaves handlers running. While the guard lives it holds a lock on a file of the
 //! worker's data folder; a worker that starts again waits for that lock before it runs anything.
 //!
+//! Through the same pipe the worker has the command stopped while it is idle, see [`PAUSE`]: the guard, whose child
+//! it is, cannot hit another process, and a stopped command dies with its worker like any other.
+//!
 //! When the command ends, the guard writes how into a status file and then ends what is left of the group,
 //! itself included.
 
@@ -16,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, getppid, kill_current_process_group, setpriority_process};
+use rustix::process::{Pid, Signal, getppid, kill_current_process_group, kill_process, setpriority_process};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -25,6 +28,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// First argument that makes a binary act as the guard, see [`run`].
 pub const VERB: &str = "child-guard";
+
+/// Sent through the pipe: stop the command (SIGSTOP), only its own process.
+pub(crate) const PAUSE: u8 = b'p';
+/// Sent through the pipe: let the command go on.
+pub(crate) const RESUME: u8 = b'r';
 
 /// How a guarded command ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,13 +133,14 @@ async fn guard(args: GuardArgs) -> ExitCode {
             return not_started(&args.status, format!("cannot start `{name}`: {error}"));
         }
     };
-    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    if let Some(pid) = pid {
         // A handler that spins (SDK 1.7 does while it is idle) must not starve the worker beside it.
         let _ = setpriority_process(Some(pid), args.nice);
     }
     let ended = tokio::select! {
         ended = child.wait() => ended,
-        () = parent_gone() => {
+        () = obey(pid) => {
             // The handler first, and for certain, so that the lock means what it says.
             let _ = child.start_kill();
             child.wait().await
@@ -146,13 +155,28 @@ async fn guard(args: GuardArgs) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Returns when the worker closed its end of the pipe.
-async fn parent_gone() {
+/// Pauses and resumes the command as the worker says; returns when the worker closed its end of the pipe.
+async fn obey(command: Option<Pid>) {
     let lifeline = std::io::stdin().as_fd().try_clone_to_owned().and_then(pipe::Receiver::from_owned_fd);
     // Without a pipe nobody can hold the other end: as if it were closed.
     let Ok(mut lifeline) = lifeline else { return };
     let mut buffer = [0_u8; 64];
-    while !matches!(lifeline.read(&mut buffer).await, Ok(0) | Err(_)) {}
+    loop {
+        let last = match lifeline.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(read) => buffer[..read].last().copied(),
+        };
+        let signal = match last {
+            Some(PAUSE) => Signal::STOP,
+            Some(RESUME) => Signal::CONT,
+            Some(_) | None => continue,
+        };
+        // Until the guard has collected it, its id belongs to nobody else: this runs beside `Child::wait` in one task,
+        // which ends with it.
+        if let Some(pid) = command {
+            let _ = kill_process(pid, signal);
+        }
+    }
 }
 
 fn lock(path: &Path) -> std::io::Result<File> {

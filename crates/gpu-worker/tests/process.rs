@@ -72,6 +72,7 @@ async fn settings(command: Vec<String>, folder: &Path) -> (ProcessSettings, Hub)
         kill_grace: Duration::from_secs(2),
         start_timeout: LIMIT,
         nice: 10,
+        pause_idle: true,
         log_max_bytes: 64 * 1024,
         ping_interval: Duration::from_secs(5),
         id_prefix: "e1".into(),
@@ -191,6 +192,29 @@ fn alive(pid: &str) -> bool {
     // A zombie is dead: it only waits to be collected.
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}
+
+/// A field of `/proc/<pid>/stat`, counted from 1 as in proc(5).
+fn stat_field(pid: &str, field: usize) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is there");
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name.split_whitespace().nth(field - 3).expect("the field").to_owned()
+}
+
+fn cpu_ticks(pid: &str) -> u64 {
+    [14, 15].map(|field| stat_field(pid, field).parse::<u64>().expect("a number")).iter().sum()
+}
+
+/// Share of a core, at 100 ticks a second, that the process uses.
+async fn cpu_percent(pid: &str, time: Duration) -> u64 {
+    let (begun, ticks) = (Instant::now(), cpu_ticks(pid));
+    tokio::time::sleep(time).await;
+    (cpu_ticks(pid) - ticks) * 100 / u64::try_from(begun.elapsed().as_millis() / 10).expect("few")
+}
+
+/// Waits until an idle child of SDK 1.7 has been stopped.
+async fn paused(pid: &str) {
+    eventually("the idle child is stopped", LIMIT, || (stat_field(pid, 3) == "T").then_some(())).await;
 }
 
 async fn read_when_there(path: &Path) -> String {
@@ -411,20 +435,61 @@ async fn the_end_of_the_pool_hands_back_and_leaves_nothing() {
     assert_eq!(left, 0, "its folder is removed");
 }
 
+/// SDK 1.7 spins on a whole core while it waits for a job.
+#[tokio::test]
+async fn an_idle_child_that_would_spin_costs_nothing() {
+    let patient = |settings: &mut ProcessSettings| settings.kill_grace = LIMIT;
+    let Some(mut rig) = Rig::start(Sdk::V1_7, "plain.py", &[], patient).await else { return };
+    for round in 0..2 {
+        let pid = rig.run(json!({"mode": "pid"})).await.output()["pid"].to_string();
+        paused(&pid).await;
+        // Through several takes: the hub of this test holds each for 2 s.
+        let percent = cpu_percent(&pid, Duration::from_secs(5)).await;
+        println!("round {round}: {percent} % of a core");
+        assert!(percent < 15, "an idle child uses {percent} % of a core");
+    }
+    // A stopped child hears SIGTERM: otherwise it would be killed only after the grace.
+    let begun = Instant::now();
+    rig.pool.end().await;
+    assert!(begun.elapsed() < LIMIT, "it was ended by SIGKILL");
+}
+
+#[tokio::test]
+async fn a_child_is_not_stopped_where_the_operator_says_so() {
+    let working = |settings: &mut ProcessSettings| settings.pause_idle = false;
+    let Some(mut rig) = Rig::start(Sdk::V1_7, "plain.py", &[], working).await else { return };
+    let pid = rig.run(json!({"mode": "pid"})).await.output()["pid"].to_string();
+    for _ in 0..30 {
+        let percent = cpu_percent(&pid, Duration::from_millis(100)).await;
+        assert_ne!(stat_field(&pid, 3), "T", "{percent} % of a core before");
+    }
+    println!("{} % of a core", cpu_percent(&pid, Duration::from_secs(2)).await);
+}
+
 /// The worker here is a process of its own, so that it can be killed: this very test program again.
 #[tokio::test]
 async fn a_killed_worker_leaves_no_handler() {
-    if python(Sdk::V1_12).is_none() {
+    if python(Sdk::V1_12).is_none() || python(Sdk::V1_7).is_none() {
         return;
     }
+    for state in ["busy", "paused"] {
+        killed_worker_leaves_no_handler(state).await;
+    }
+}
+
+async fn killed_worker_leaves_no_handler(state: &str) {
     let folder = tempfile::tempdir().expect("folder");
     let mut worker = std::process::Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "be_a_worker", "--ignored", "--nocapture"])
         .env("RINGBACK_TEST_WORKER", folder.path())
+        .env("RINGBACK_TEST_STATE", state)
         .spawn()
         .expect("starts");
     let pid = read_when_there(&folder.path().join("pid")).await;
     assert!(alive(&pid));
+    if state == "paused" {
+        paused(&pid).await;
+    }
     worker.kill().expect("SIGKILL");
     let _ = worker.wait();
     eventually("the handler ends with its worker", Duration::from_secs(10), || (!alive(&pid)).then_some(()))
@@ -436,6 +501,12 @@ async fn a_killed_worker_leaves_no_handler() {
 #[ignore = "run by a_killed_worker_leaves_no_handler"]
 async fn be_a_worker() {
     let Some(folder) = std::env::var_os("RINGBACK_TEST_WORKER").map(PathBuf::from) else { return };
+    if std::env::var("RINGBACK_TEST_STATE").is_ok_and(|state| state == "paused") {
+        let Some(mut rig) = Rig::start(Sdk::V1_7, "plain.py", &[], |_| {}).await else { return };
+        let pid = rig.run(json!({"mode": "pid"})).await.output()["pid"].to_string();
+        std::fs::write(folder.join("pid"), pid).expect("written");
+        return std::future::pending().await;
+    }
     let Some(mut rig) = Rig::start(Sdk::V1_12, "blocking.py", &[], |_| {}).await else { return };
     let key = rig.begin(json!({"pid_file": folder.join("pid")})).await;
     rig.finished(key).await;

@@ -70,6 +70,15 @@ pub struct Unfinished {
     pub taken: bool,
 }
 
+/// A child that holds nothing and only waits for a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    /// When its latest open take arrived.
+    pub waiting_since: Instant,
+    /// When its last job ended, if it had any.
+    pub last_job_ended: Option<Instant>,
+}
+
 #[derive(Debug)]
 enum Phase {
     /// Waits for a take.
@@ -97,11 +106,12 @@ struct State {
     stops: Vec<(String, Option<Instant>)>,
     ended: HashSet<String>,
     ended_order: VecDeque<String>,
-    /// Open takes: how many jobs each would accept.
-    parked: Vec<(u64, usize)>,
+    /// Open takes: how many jobs each would accept, and when it arrived.
+    parked: Vec<(u64, usize, Instant)>,
     next_park: u64,
     /// The last take that was answered 204, and its size.
     last_empty: Option<(Instant, usize)>,
+    last_job_ended: Option<Instant>,
     contacted: bool,
     stop_poll_seen: bool,
     wrong_key_told: bool,
@@ -123,7 +133,9 @@ impl State {
     }
 
     fn end(&mut self, job: &str) {
-        self.jobs.remove(job);
+        if self.jobs.remove(job).is_some() {
+            self.last_job_ended = Some(Instant::now());
+        }
         self.stops.retain(|(id, _)| id != job);
         self.remember_ended(job);
     }
@@ -324,7 +336,7 @@ impl Child {
         let mut state = self.state();
         let number = state.next_park;
         state.next_park += 1;
-        state.parked.push((number, size));
+        state.parked.push((number, size, Instant::now()));
         let holds = state.jobs.values().filter(|job| !matches!(job.phase, Phase::Queued(_))).count();
         self.tell(ChildEvent::Ready { size, holds });
         ParkTicket { child: Arc::clone(self), number }
@@ -433,7 +445,8 @@ pub(crate) struct ParkTicket {
 
 impl Drop for ParkTicket {
     fn drop(&mut self) {
-        self.child.state().parked.retain(|(number, _)| *number != self.number);
+        self.child.state().parked.retain(|(number, ..)| *number != self.number);
+        self.child.tell(ChildEvent::TakeOver);
     }
 }
 
@@ -499,7 +512,7 @@ impl ChildHandle {
         if state.draining || state.closed {
             return 0;
         }
-        let mut open: usize = state.parked.iter().map(|(_, size)| size).sum();
+        let mut open: usize = state.parked.iter().map(|(_, size, _)| size).sum();
         if open == 0
             && let Some((at, size)) = state.last_empty
             && at.elapsed() < REPOLL
@@ -508,6 +521,16 @@ impl ChildHandle {
         }
         let queued = state.queue.len();
         open.saturating_sub(queued).min(self.child.max_jobs.saturating_sub(state.jobs.len()))
+    }
+
+    /// Whether the child does nothing but wait for a job, and since when.
+    pub fn idle(&self) -> Option<Idle> {
+        let state = self.child.state();
+        if !state.jobs.is_empty() || state.draining || state.closed {
+            return None;
+        }
+        let waiting_since = state.parked.iter().map(|(.., since)| *since).max()?;
+        Some(Idle { waiting_since, last_job_ended: state.last_job_ended })
     }
 
     /// Jobs that the child was given and that have not ended.

@@ -21,6 +21,8 @@ pub enum ChildEvent {
         /// Jobs that the child held when it asked.
         holds: usize,
     },
+    /// A take that waited was answered or given up: the child is about to do something.
+    TakeOver,
     /// A take was answered with this job: from now on the child holds it.
     Taken {
         /// Id of the job.

@@ -30,7 +30,7 @@ mod result;
 mod routes;
 mod sdk;
 
-pub use child::{AssignError, ChildHandle, Offer, StopOutcome, Unfinished};
+pub use child::{AssignError, ChildHandle, Idle, Offer, StopOutcome, Unfinished};
 pub use environment::{ChildIdentity, environment};
 pub use event::{ChildEvent, ChunkPermit, Unhealthy};
 pub use hub::{Hub, HubConfig, RegisterError, Registration};

@@ -38,6 +38,12 @@ impl SdkVersion {
     pub fn takes_in_turn(self) -> bool {
         self >= Self { major: 1, minor: 7, patch: 9 }
     }
+
+    /// True if an idle child of this SDK keeps a core busy: from 1.7.1 until 1.9.1 the loop that waits for taken
+    /// jobs only yields to the event loop, however long the take is held.
+    pub fn spins_while_idle(self) -> bool {
+        (Self { major: 1, minor: 7, patch: 1 }..Self { major: 1, minor: 9, patch: 1 }).contains(&self)
+    }
 }
 
 impl fmt::Display for SdkVersion {
@@ -57,6 +63,13 @@ mod tests {
         assert_eq!(SdkVersion::parse("1.7.13.dev4").map(|v| v.to_string()).as_deref(), Some("1.7.13"));
         assert_eq!(SdkVersion::from_user_agent("python-requests/2.32"), None);
         assert_eq!(SdkVersion::parse("one.two"), None);
+    }
+
+    #[test]
+    fn some_versions_spin() {
+        let spins = |text| SdkVersion::parse(text).is_some_and(SdkVersion::spins_while_idle);
+        assert!(["1.7.1", "1.7.13", "1.8.2", "1.9.0"].into_iter().all(spins));
+        assert!(!["1.6.2", "1.7.0", "1.9.1", "1.12.0"].into_iter().any(spins));
     }
 
     #[test]

@@ -87,6 +87,8 @@ section! {
         grace_ms: u64 = 5_000,
         /// Niceness of the child, 0 to 19: a handler that keeps the CPU busy leaves the platform room to work.
         nice: u8 = 10,
+        /// Stops an idle child (SIGSTOP to the command's own process, not to those that it started) until a job comes, if its SDK spins while it waits: versions 1.7.1 to 1.9.0 use a whole core. `false` for a handler whose own threads work between jobs.
+        pause_idle: bool = true,
         /// Longest time from start to the first job take, in milliseconds.
         start_timeout_ms: u64 = 300_000,
     }

@@ -61,6 +61,8 @@ pub struct ProcessSettings {
     pub start_timeout: Duration,
     /// Niceness of the children, 0 to 19.
     pub nice: i32,
+    /// Stops a child that is idle while its SDK spins.
+    pub pause_idle: bool,
     /// Log text kept per job, in bytes.
     pub log_max_bytes: usize,
     /// Interval of the SDK's pings.

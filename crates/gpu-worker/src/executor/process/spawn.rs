@@ -10,7 +10,7 @@ use rand::RngExt;
 use ringback_worker_protocol::{ChildEvent, ChildHandle, ChildIdentity, Registration};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::net::unix::pipe;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use super::environment::of_child;
@@ -18,7 +18,7 @@ use super::exit::Exit;
 use super::lines::{LineReader, Tail};
 use super::place::Place;
 use super::workdir;
-use crate::guard::{GuardArgs, read_status};
+use crate::guard::{self, GuardArgs, read_status};
 
 /// The longest worker id that fits `[A-Za-z0-9_-]{1,64}` leaves this much for its start.
 const PREFIX_CHARS: usize = 40;
@@ -35,8 +35,9 @@ pub(super) struct Started {
 #[derive(Debug)]
 pub(super) struct ChildProcess {
     guard: Child,
-    /// While this is open the guard lets the handler live.
-    lifeline: Option<ChildStdin>,
+    /// While this is open the guard lets the handler live; pauses and resumes go through it.
+    lifeline: Option<pipe::Sender>,
+    paused: bool,
     group: Option<Pid>,
     folder: PathBuf,
     pub(super) started: Instant,
@@ -109,15 +110,45 @@ fn start_in(place: &Place, folder: &Path, worker_id: String, token: String) -> R
         _ => return Err("the handler has no output pipes".to_owned()),
     };
     let group = guard.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    let lifeline = guard.stdin.take();
-    let process = ChildProcess { guard, lifeline, group, folder: folder.to_owned(), started: Instant::now() };
+    let lifeline =
+        guard.stdin.take().map(|stdin| stdin.into_owned_fd().and_then(pipe::Sender::from_owned_fd));
+    let lifeline = lifeline
+        .transpose()
+        .map_err(|error| format!("cannot use the pipe to the handler's guard: {error}"))?;
+    let process = ChildProcess {
+        guard,
+        lifeline,
+        paused: false,
+        group,
+        folder: folder.to_owned(),
+        started: Instant::now(),
+    };
     Ok(Started { process, handle, events, lines })
 }
 
 impl ChildProcess {
     /// SIGTERM to the whole group.
-    pub(super) fn terminate(&self) {
+    pub(super) fn terminate(&mut self) {
         self.signal(Signal::TERM);
+        // A stopped process gets the signal only when it goes on.
+        self.pause(false);
+    }
+
+    /// Stops the handler's own process, or lets it go on.
+    pub(super) fn pause(&mut self, paused: bool) {
+        if self.paused == paused {
+            return;
+        }
+        let order = if paused { guard::PAUSE } else { guard::RESUME };
+        // The guard reads at once, so that the pipe is never full; a guard that is gone took the handler along.
+        let sent = self.lifeline.as_ref().is_some_and(|pipe| pipe.try_write(&[order]).is_ok());
+        if sent {
+            self.paused = paused;
+        }
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// Has the guard kill the handler, see it dead, and end the group.

@@ -18,6 +18,11 @@ use crate::executor::{End, ExecEvent};
 const STOP_CHANNEL_SINCE: SdkVersion = SdkVersion { major: 1, minor: 10, patch: 0 };
 /// A job that the child does not take within this time is taken back: it hangs, or it no longer asks.
 const UNTAKEN: Duration = Duration::from_secs(10);
+/// A child that spins while it is idle is stopped this long after its take arrived, when its answer to an earlier take
+/// has surely been dealt with.
+const PAUSE_AFTER_TAKE: Duration = Duration::from_millis(50);
+/// The same after a job: the next one often follows at once, and threads of the handler may still tidy up.
+const PAUSE_AFTER_JOB: Duration = Duration::from_secs(1);
 /// After the end of the process, what it wrote is read for at most this long.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
@@ -204,6 +209,8 @@ impl<'a> Watch<'a> {
                 self.place.asks(size + holds);
                 self.place.tell(ExecEvent::Capacity);
             }
+            // The loop looks at the child after each event.
+            ChildEvent::TakeOver => {}
             ChildEvent::Taken { job } => self.taken(&job),
             ChildEvent::Result { job, result } => self.result(&job, result),
             ChildEvent::Progress { job, output } => {
@@ -314,6 +321,8 @@ impl<'a> Watch<'a> {
         {
             self.end(Why::StartTimeout);
         }
+        let paused = self.pause_at().is_some_and(|at| now >= at);
+        self.process.pause(paused);
         if let Some(ending) = &mut self.ending
             && now >= ending.next
         {
@@ -325,6 +334,18 @@ impl<'a> Watch<'a> {
             ending.killed = true;
             ending.next = now + GUARD_PATIENCE;
         }
+    }
+
+    /// When this child is to be stopped until a job comes; `None` while it has something to do. An SDK that spins
+    /// takes the CPU from whatever the host shall do, and from the platform first.
+    fn pause_at(&self) -> Option<Instant> {
+        let spins = self.place.settings.pause_idle && self.sdk.is_some_and(SdkVersion::spins_while_idle);
+        if !spins || self.ending.is_some() {
+            return None;
+        }
+        let idle = self.place.state().child.as_ref()?.idle()?;
+        let after_take = idle.waiting_since + PAUSE_AFTER_TAKE;
+        Some(idle.last_job_ended.map_or(after_take, |at| after_take.max(at + PAUSE_AFTER_JOB)))
     }
 
     /// Jobs over their limit are reported at once and stopped.
@@ -392,6 +413,7 @@ impl<'a> Watch<'a> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
+        let pause = self.pause_at().filter(|_| !self.process.is_paused());
         let state = self.place.state();
         let jobs = state.jobs.values().filter_map(|running| match running.stop {
             Stop::Told(until) if self.ending.is_none() => Some(until),
@@ -401,7 +423,7 @@ impl<'a> Watch<'a> {
         let ending = self.ending.as_ref().map(|ending| ending.next);
         let start = (!self.contacted && self.ending.is_none())
             .then(|| self.process.started + self.place.settings.start_timeout);
-        jobs.chain(ending).chain(start).min()
+        jobs.chain(ending).chain(start).chain(pause).min()
     }
 
     /// The process is gone: every job that it held ends.
