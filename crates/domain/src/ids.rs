@@ -105,6 +105,20 @@ uuid_id! {
     /// Id of a batch: a UUIDv7.
     BatchId
 }
+uuid_id! {
+    /// Id of an artefact: a UUIDv7 that ends like the id of its job, so that both share a partition.
+    ArtifactId
+}
+
+impl ArtifactId {
+    /// A new id for an artefact of `job`.
+    #[must_use]
+    pub fn of_job(job: &JobId, unix_ms: u64, random: [u8; 10]) -> Self {
+        let mut bytes = *Self::from_parts(unix_ms, random).as_bytes();
+        bytes[15] = job.as_bytes()[15];
+        Self(Uuid::from_bytes(bytes))
+    }
+}
 
 impl JobId {
     /// The id as clients see it: jobs made by `/runsync` carry the prefix `sync-`, as RunPod's do.

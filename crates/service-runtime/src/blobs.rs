@@ -1,5 +1,9 @@
 //! Large payloads beside the database. Keys are made by us and hold ids made by us, never names from outside.
 
+mod writer;
+
+pub use writer::BlobWriter;
+
 use crate::config::BlobsConfig;
 use bytes::Bytes;
 use futures::TryStreamExt;

@@ -2,9 +2,10 @@
 
 use super::section::{FieldDoc, Section};
 use super::{
-    ApiKeyConfig, BatchTemplateConfig, BlobsConfig, DataConfig, DatabaseConfig, EndpointConfig, NatsConfig,
-    ProcessConfig, ProjectConfig, ReconcilerConfig, RetentionConfig, ServerConfig, TelemetryConfig,
-    TrackerConfig, WebhookSecretConfig, WebhooksConfig, WorkerConfig,
+    ApiKeyConfig, ArtifactsConfig, BatchTemplateConfig, BlobsConfig, ConfirmConfig, DataConfig,
+    DatabaseConfig, EndpointConfig, NatsConfig, ProcessConfig, ProjectConfig, ReconcilerConfig,
+    RetentionConfig, ServerConfig, TelemetryConfig, TrackerConfig, WebhookSecretConfig, WebhooksConfig,
+    WorkerConfig,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -38,6 +39,8 @@ fn sections() -> Vec<Documented> {
         documented::<WebhookSecretConfig>("[[projects.<name>.webhook_secrets]]", false),
         documented::<EndpointConfig>("[[endpoints]]", false),
         documented::<ProcessConfig>("[endpoints.executor.process]", false),
+        documented::<ArtifactsConfig>("[endpoints.artifacts]", false),
+        documented::<ConfirmConfig>("[endpoints.confirm]", false),
         documented::<RetentionConfig>("[endpoints.retention]", false),
         documented::<BatchTemplateConfig>("[[batch_templates]]", false),
         documented::<WebhooksConfig>("[webhooks]", true),
@@ -138,6 +141,13 @@ const EXAMPLES: &str = r#"
 # executor = { process = { command = ["python3", "-u", "handler.py"], cwd = "/srv/tts" } }
 # execution_timeout_ms = 120000
 # retention = { preset = "runpod", failed_ms = 86400000 }
+
+# Files that a handler writes become artefacts; the job ends once its receiver has them.
+# [[endpoints]]
+# name = "speech"
+# executor = { process = { command = ["python3", "-u", "handler.py"], cwd = "/srv/speech" } }
+# artifacts = { paths = true }
+# confirm = { mode = "platform", receiver_url = "https://app.example/api/audio", timeout_ms = 60000 }
 
 # A route of its own shape, mapped onto batches. The preset serves POST /tts/batch and GET /tts/batch/{id}.
 # [[batch_templates]]

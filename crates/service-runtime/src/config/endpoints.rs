@@ -1,5 +1,6 @@
 //! `[[endpoints]]`: named queues and the way their jobs run.
 
+use super::artifacts::{ArtifactsConfig, ConfirmConfig};
 use super::problems::{NAME_RULE, Problems, is_name};
 use super::section::section;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,10 @@ section! {
         retry_errors: bool = false,
         /// Which transitions the plain `webhook` hears of: "terminal" or "all".
         webhook_events: WebhookEvents = WebhookEvents::Terminal,
+        /// Which values of an output become artefacts, see below. Off by default.
+        artifacts: ArtifactsConfig = ArtifactsConfig::default(),
+        /// Whether jobs wait until their files have arrived, see below. Off by default.
+        confirm: ConfirmConfig = ConfirmConfig::default(),
         /// How long ended jobs and delivery attempts are kept.
         retention: RetentionConfig = RetentionConfig::default(),
     }
@@ -239,6 +244,8 @@ impl EndpointConfig {
         p.within(&at("execution_timeout_ms"), self.execution_timeout_ms, 1, YEAR_MS);
         p.within(&at("ttl_ms"), self.ttl_ms, 1, YEAR_MS);
         p.within(&at("max_attempts"), u64::from(self.max_attempts), 1, 1_000);
+        self.artifacts.validate(&at("artifacts"), p);
+        self.confirm.validate(&at("confirm"), &self.artifacts, p);
         let kept = self.retention.resolve();
         for (key, value) in [
             ("retention.completed_ms", kept.completed_ms),

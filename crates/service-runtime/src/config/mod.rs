@@ -3,6 +3,7 @@
 //! Commands, local URLs and credentials come only from here (DESIGN 5, Access). Times are in keys that end in
 //! `_ms`, sizes in keys that end in `_bytes`. Unknown keys are refused.
 
+mod artifacts;
 mod batch_templates;
 mod docs;
 mod endpoints;
@@ -14,6 +15,7 @@ mod section;
 mod server;
 mod services;
 
+pub use artifacts::{ArtifactsConfig, ConfirmConfig, ConfirmMode, RECEIVER_VARIABLE, TIMEOUT_VARIABLE};
 pub use batch_templates::{
     BatchTemplate, BatchTemplateConfig, FieldRule, Missing, TemplateError, TemplateItem, TemplatePreset,
 };
