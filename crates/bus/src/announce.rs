@@ -75,6 +75,27 @@ impl Bus {
         self.subscribe(self.subjects.deliveries(partition)).await
     }
 
+    /// Announcements of all partitions' deliveries (`DeliveryEvents`).
+    ///
+    /// # Errors
+    /// Transient when the subscription cannot be made.
+    pub async fn subscribe_all_deliveries(&self) -> Result<Announcements, BusError> {
+        self.subscribe(self.subjects.all_deliveries()).await
+    }
+
+    /// Says that a replay was made or cancelled: a dispatcher looks for it at once. False when it was not sent.
+    pub async fn announce_replays(&self) -> bool {
+        self.announce(self.subjects.replays(), Bytes::new(), None).await
+    }
+
+    /// Announcements that replays were made or cancelled; their payload is empty.
+    ///
+    /// # Errors
+    /// Transient when the subscription cannot be made.
+    pub async fn subscribe_replays(&self) -> Result<Announcements, BusError> {
+        self.subscribe(self.subjects.replays()).await
+    }
+
     /// Announcements of an endpoint's chunks; of all endpoints with none.
     ///
     /// # Errors

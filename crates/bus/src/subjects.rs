@@ -53,11 +53,14 @@ pub enum Verb {
     Chunks,
     /// `Command` → `CommandReply`
     Command,
+    /// `ArtifactRequest` → `ArtifactReply`
+    Artifacts,
 }
 
 impl Verb {
     /// All verbs, for a server of every one.
-    pub const ALL: [Self; 5] = [Self::Outcomes, Self::Beat, Self::Grant, Self::Chunks, Self::Command];
+    pub const ALL: [Self; 6] =
+        [Self::Outcomes, Self::Beat, Self::Grant, Self::Chunks, Self::Command, Self::Artifacts];
 
     /// The token in the subject.
     #[must_use]
@@ -68,6 +71,7 @@ impl Verb {
             Self::Grant => "grant",
             Self::Chunks => "chunks",
             Self::Command => "command",
+            Self::Artifacts => "artifacts",
         }
     }
 }
@@ -212,6 +216,18 @@ impl Subjects {
     #[must_use]
     pub fn deliveries(&self, partition: u16) -> String {
         format!("rb.{}.dl.{partition}", self.install)
+    }
+
+    /// `DeliveryEvents` of every partition.
+    #[must_use]
+    pub fn all_deliveries(&self) -> String {
+        format!("rb.{}.dl.*", self.install)
+    }
+
+    /// Replays were made or cancelled.
+    #[must_use]
+    pub fn replays(&self) -> String {
+        format!("rb.{}.replays", self.install)
     }
 
     /// `StopOrders` for a worker. The id is made by us: `[A-Za-z0-9_-]{1,64}`.

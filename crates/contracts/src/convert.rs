@@ -83,7 +83,11 @@ pub fn targets_of(stored: &[u8]) -> Result<Vec<Target>, ContractError> {
         .map(|t| Target {
             url: t.url,
             scope: if t.all_events { EventScope::All } else { EventScope::Terminal },
-            format: if t.v2_body { BodyFormat::RunpodWebhookV2 } else { BodyFormat::RunpodWebhook },
+            format: match (t.runflow, t.v2_body) {
+                (true, _) => BodyFormat::Runflow,
+                (false, true) => BodyFormat::RunpodWebhookV2,
+                (false, false) => BodyFormat::RunpodWebhook,
+            },
         })
         .collect())
 }
@@ -98,6 +102,7 @@ pub fn targets_to_bytes(targets: &[Target]) -> Vec<u8> {
                 url: t.url.clone(),
                 all_events: t.scope == EventScope::All,
                 v2_body: t.format == BodyFormat::RunpodWebhookV2,
+                runflow: t.format == BodyFormat::Runflow,
             })
             .collect(),
     };
@@ -147,7 +152,8 @@ mod tests {
 
     #[test]
     fn targets_read_back() {
-        let t = Target::of_submit(Some("https://a/x?y=1"), Some("https://b"), false);
+        let mut t = Target::of_submit(Some("https://a/x?y=1"), Some("https://b"), false);
+        t.push(Target::of_callback("https://c"));
         assert_eq!(targets_of(&targets_to_bytes(&t)).unwrap(), t);
         assert!(targets_of(&[]).unwrap().is_empty());
     }
