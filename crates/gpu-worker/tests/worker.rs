@@ -96,6 +96,7 @@ impl Tracker {
                 told.chunks.extend(batch.chunks);
                 v1::ChunkReply { verdicts }.encode_to_vec().into()
             }
+            Verb::Artifacts => unreachable!("no endpoint of these tests makes artefacts"),
             Verb::Command => unreachable!("workers send no commands"),
         })
     }
@@ -316,7 +317,7 @@ async fn a_long_job_is_reported_early_extended_and_stopped_by_order() {
     rig.tracker.told(|told| told.stop.push(order(&beat)));
     rig.gone(first).await;
     let other = rig.beat_naming(second).await;
-    let orders = v1::StopOrders { stop: vec![order(&other)] }.encode_to_vec();
+    let orders = v1::StopOrders { stop: vec![order(&other)], ..v1::StopOrders::default() }.encode_to_vec();
     let worker_id =
         rig.tracker.told(|told| told.beats.last().map(|beat| beat.worker_id.clone())).expect("beat");
     assert!(rig.bus.announce_stop(&worker_id, orders.into()).await);

@@ -91,7 +91,9 @@ impl Announcer {
         }
         self.announce_deliveries(after.deliveries).await;
         for (worker, stop) in after.stops {
-            self.bus.announce_stop(&worker, v1::StopOrders { stop }.encode_to_vec().into()).await;
+            self.bus
+                .announce_stop(&worker, v1::StopOrders { stop, artifacts: Vec::new() }.encode_to_vec().into())
+                .await;
         }
         for (endpoint, jobs) in after.chunks {
             let job_ids = jobs.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();

@@ -5,6 +5,7 @@
 //! order and written under their revision.
 
 mod after;
+mod artifacts;
 mod batcher;
 mod commands;
 mod convert;
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     after::Announcer,
+    artifacts::Artifacts,
     batcher::{Batcher, Parts},
     commands::Commands,
     fold::Env,
@@ -100,7 +102,7 @@ impl App {
             grace_ms: EXECUTION_GRACE_MS,
             counter_row: store.counter_row(),
             shards: u32::from(facts.shards),
-            batch: BatchEnv { public_url, partitions: facts.partitions },
+            batch: BatchEnv { public_url: public_url.clone(), partitions: facts.partitions },
         });
         let connectivity = bus.connectivity();
         let observer = Observer::new(Duration::from_millis(lease_ms), move || {
@@ -108,7 +110,8 @@ impl App {
             now.connected_since.filter(|_| now.connected)
         });
         let tasks = TaskTracker::new();
-        let (announcer, cancel_rest) = Announcer::new(bus.clone(), store.clone(), secret_key, tasks.clone());
+        let (announcer, cancel_rest) =
+            Announcer::new(bus.clone(), store.clone(), secret_key.clone(), tasks.clone());
         let announcer = Arc::new(announcer);
         let postgres = store.read().get_database_backend() == DatabaseBackend::Postgres;
         let parts = Parts {
@@ -121,11 +124,20 @@ impl App {
         };
         let batcher = Batcher::start(parts, &tasks);
         let commands = Commands { store: store.clone(), batcher: batcher.clone() };
+        let artifacts = Artifacts::new(
+            store.clone(),
+            bus.clone(),
+            batcher.clone(),
+            Arc::clone(&announcer),
+            secret_key,
+            public_url,
+        );
         let server = Arc::new(Server::new(
             bus.clone(),
             store.clone(),
             batcher,
             commands.clone(),
+            artifacts,
             lease_ms,
             config.tracker.max_requests_in_flight as usize,
         ));

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use v1::Verdict;
 
 use crate::{
+    artifacts::{Artifacts, Silent},
     batcher::{Batcher, FoldError},
     commands::Commands,
     convert,
@@ -36,6 +37,7 @@ pub(crate) struct Server {
     pub(crate) store: Store,
     pub(crate) batcher: Batcher,
     pub(crate) commands: Commands,
+    pub(crate) artifacts: Artifacts,
     pub(crate) lease_ms: u64,
     pub(crate) concurrency: usize,
     unreadable: Mutex<HashSet<u64>>,
@@ -62,10 +64,11 @@ impl Server {
         store: Store,
         batcher: Batcher,
         commands: Commands,
+        artifacts: Artifacts,
         lease_ms: u64,
         concurrency: usize,
     ) -> Self {
-        Self { bus, store, batcher, commands, lease_ms, concurrency, unreadable: Mutex::default() }
+        Self { bus, store, batcher, commands, artifacts, lease_ms, concurrency, unreadable: Mutex::default() }
     }
 
     /// Serves one verb until the shutdown; what has arrived by then is still answered.
@@ -102,6 +105,7 @@ impl Server {
             Verb::Grant => self.grant(payload.clone()).await,
             Verb::Chunks => self.chunks(payload.clone()).await,
             Verb::Command => self.command(payload.clone()).await,
+            Verb::Artifacts => self.artifacts(payload.clone()).await,
         };
         let label = verb.token();
         metrics::histogram!("ringback_tracker_request_seconds", "verb" => label).record(began.elapsed());
@@ -284,6 +288,16 @@ impl Server {
             _ => v1::grant_reply::Answer::Wait(v1::grant_reply::Wait { retry_after_ms: 1_000 }),
         };
         Ok(v1::GrantReply { answer: Some(answer) }.encode_to_vec().into())
+    }
+
+    async fn artifacts(&self, payload: Bytes) -> Result<Bytes, Silence> {
+        let request = v1::ArtifactRequest::decode(payload)?;
+        read_version(request.version)?;
+        match self.artifacts.run(request).await {
+            Ok(reply) => Ok(reply.encode_to_vec().into()),
+            Err(Silent::Fold(error)) => Err(error.into()),
+            Err(Silent::Unreadable(error)) => Err(error.into()),
+        }
     }
 
     async fn command(&self, payload: Bytes) -> Result<Bytes, Silence> {

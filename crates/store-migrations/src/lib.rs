@@ -21,6 +21,7 @@ impl MigratorTrait for Migrator {
                 name: "m0003_registered_webhooks",
                 up: include_str!("../sql/m0003_registered_webhooks.sql"),
             }),
+            Box::new(Step { name: "m0004_artifacts", up: include_str!("../sql/m0004_artifacts.sql") }),
         ]
     }
 }

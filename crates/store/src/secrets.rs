@@ -15,8 +15,9 @@ use chacha20poly1305::{
     Key, KeyInit as _, XChaCha20Poly1305, XNonce,
     aead::{Aead as _, Payload},
 };
-use ringback_domain::ProjectId;
+use ringback_domain::artifact::{capability, capability_matches};
 use ringback_domain::webhook::signature::{SecretError, SigningKey, format_secret};
+use ringback_domain::{ArtifactId, ProjectId};
 use ringback_service_runtime::Redacted;
 use sea_orm::{ConnectionTrait, Value};
 use sha2::{Digest as _, Sha256};
@@ -51,6 +52,7 @@ pub enum KeyFileError {
 pub struct SecretKey {
     cipher: Arc<XChaCha20Poly1305>,
     fingerprint_salt: [u8; 32],
+    capability_key: [u8; 32],
 }
 
 impl fmt::Debug for SecretKey {
@@ -122,7 +124,11 @@ impl SecretKey {
         let mut hash = Sha256::new();
         hash.update(b"ringback fingerprint");
         hash.update(key);
-        Self { cipher, fingerprint_salt: hash.finalize().into() }
+        let fingerprint_salt = hash.finalize().into();
+        let mut hash = Sha256::new();
+        hash.update(b"ringback capability");
+        hash.update(key);
+        Self { cipher, fingerprint_salt, capability_key: hash.finalize().into() }
     }
 
     /// Encrypts. `purpose` must be the same when it is read.
@@ -160,6 +166,18 @@ impl SecretKey {
             .decrypt(&XNonce::from(nonce), Payload { msg: text, aad: purpose.as_bytes() })
             .map(Redacted::new)
             .map_err(|_| broken())
+    }
+
+    /// The capability in the links of an artefact.
+    #[must_use]
+    pub fn artifact_token(&self, id: &ArtifactId) -> String {
+        capability(&self.capability_key, id)
+    }
+
+    /// Whether a token from outside is that capability.
+    #[must_use]
+    pub fn is_artifact_token(&self, id: &ArtifactId, token: &str) -> bool {
+        capability_matches(&self.capability_key, id, token)
     }
 
     /// Tells equal secrets apart from different ones without showing them: useless without the key file.
