@@ -165,10 +165,12 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Remembers an event. If it ends a tracked job, the wait is over in the same commit; a job whose end a poll has
     /// already brought makes its late webhook a duplicate.
     async fn accept(&self, event: NewEvent) -> Result<Accepted, StoreError>;
-    /// Events to work off now, oldest first.
-    async fn due(&self, now_ms: i64, limit: u32) -> Result<Vec<DueEvent>, StoreError>;
-    /// When the next event that waits is due.
-    async fn next_due(&self) -> Result<Option<i64>, StoreError>;
+    /// Keys of the events to work off now, oldest first.
+    async fn due(&self, now_ms: i64, limit: u32) -> Result<Vec<String>, StoreError>;
+    /// An event that is still to be worked off.
+    async fn load(&self, key: &str) -> Result<Option<DueEvent>, StoreError>;
+    /// When the next event is due of those that are not due yet.
+    async fn next_due(&self, after_ms: i64) -> Result<Option<i64>, StoreError>;
     /// Writes down how a try ended.
     async fn settle(&self, key: &str, settled: Settled, now_ms: i64) -> Result<(), StoreError>;
     /// Writes down a file saved for an event. `item` numbers the files of an event.

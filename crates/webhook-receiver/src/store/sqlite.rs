@@ -18,11 +18,12 @@ use super::{
 
 /// The schema; each statement may be repeated. A later version adds statements.
 const SCHEMA: [&str; 7] = [
-    // state: 0 pending, 1 done, 2 given up. The body is dropped when it is done.
+    // state: 0 pending, 1 done, 2 given up. The body is dropped when it is done. ends: its subject is a job that has
+    // ended with it.
     "CREATE TABLE IF NOT EXISTS events (
        key TEXT NOT NULL PRIMARY KEY, kind TEXT NOT NULL, subject TEXT, body BLOB,
        received_at_ms INTEGER NOT NULL, state INTEGER NOT NULL, attempts INTEGER NOT NULL,
-       due_at_ms INTEGER NOT NULL, settled_at_ms INTEGER, error TEXT) WITHOUT ROWID",
+       due_at_ms INTEGER NOT NULL, settled_at_ms INTEGER, error TEXT, ends INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS events_due ON events (due_at_ms, received_at_ms) WHERE state = 0",
     "CREATE INDEX IF NOT EXISTS events_settled ON events (settled_at_ms) WHERE state <> 0",
     "CREATE INDEX IF NOT EXISTS events_subject ON events (subject, received_at_ms)",
@@ -81,8 +82,12 @@ impl SqliteJournal {
         self.read.query_all_raw(sql(text, values)).await.map_err(|error| self.failed(&error))
     }
 
-    async fn number(&self, text: &str) -> Result<Option<i64>, StoreError> {
-        let rows = self.all(text, []).await?;
+    async fn number(
+        &self,
+        text: &str,
+        values: impl IntoIterator<Item = Value>,
+    ) -> Result<Option<i64>, StoreError> {
+        let rows = self.all(text, values).await?;
         let first = rows.first().map(|row| row.try_get_by_index(0)).transpose();
         first.map(Option::flatten).map_err(|error| self.failed(&error))
     }
@@ -127,7 +132,7 @@ async fn run(
     Ok(tx.execute_raw(sql(text, values)).await?.rows_affected())
 }
 
-fn insert_values(event: &NewEvent, state: i64) -> [Value; 7] {
+fn insert_values(event: &NewEvent, state: i64) -> [Value; 8] {
     [
         event.key.as_str().into(),
         event.kind.as_str().into(),
@@ -136,12 +141,13 @@ fn insert_values(event: &NewEvent, state: i64) -> [Value; 7] {
         event.received_at_ms.into(),
         state.into(),
         (state == DONE).then_some(event.received_at_ms).into(),
+        i64::from(event.ended_job.is_some()).into(),
     ]
 }
 
 const INSERT: &str = "INSERT INTO events
-    (key, kind, subject, body, received_at_ms, state, attempts, due_at_ms, settled_at_ms)
-    VALUES ($1, $2, $3, CASE $6 WHEN 1 THEN NULL ELSE $4 END, $5, $6, 0, $5, $7)";
+    (key, kind, subject, body, received_at_ms, state, attempts, due_at_ms, settled_at_ms, ends)
+    VALUES ($1, $2, $3, CASE $6 WHEN 1 THEN NULL ELSE $4 END, $5, $6, 0, $5, $7, $8)";
 
 const REVIVE: &str =
     "UPDATE events SET state = 0, attempts = 0, due_at_ms = $2, settled_at_ms = NULL, error = NULL,
@@ -189,25 +195,35 @@ impl Journal for SqliteJournal {
         self.writer.write(move |tx| Box::pin(async move { accept(tx, &event).await })).await
     }
 
-    async fn due(&self, now_ms: i64, limit: u32) -> Result<Vec<DueEvent>, StoreError> {
-        let text = "SELECT key, kind, body, attempts, received_at_ms FROM events
-            WHERE state = 0 AND due_at_ms <= $1 ORDER BY due_at_ms, received_at_ms LIMIT $2";
+    async fn due(&self, now_ms: i64, limit: u32) -> Result<Vec<String>, StoreError> {
+        let text = "SELECT key FROM events WHERE state = 0 AND due_at_ms <= $1
+            ORDER BY due_at_ms, received_at_ms LIMIT $2";
         let rows = self.all(text, [now_ms.into(), limit.into()]).await?;
-        let read = |row: &QueryResult| -> Result<DueEvent, DbErr> {
-            let body: Option<Vec<u8>> = row.try_get_by_index(2)?;
-            Ok(DueEvent {
-                key: row.try_get_by_index(0)?,
-                kind: row.try_get_by_index(1)?,
-                body: Bytes::from(body.unwrap_or_default()),
-                attempts: row.try_get_by_index(3)?,
-                received_at_ms: row.try_get_by_index(4)?,
-            })
-        };
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| self.failed(&error))
+        rows.iter()
+            .map(|row| row.try_get_by_index(0))
+            .collect::<Result<_, DbErr>>()
+            .map_err(|error| self.failed(&error))
     }
 
-    async fn next_due(&self) -> Result<Option<i64>, StoreError> {
-        self.number("SELECT MIN(due_at_ms) FROM events WHERE state = 0").await
+    async fn load(&self, key: &str) -> Result<Option<DueEvent>, StoreError> {
+        let text = "SELECT kind, body, attempts, received_at_ms FROM events WHERE key = $1 AND state = 0";
+        let rows = self.all(text, [key.into()]).await?;
+        let read = |row: &QueryResult| -> Result<DueEvent, DbErr> {
+            let body: Option<Vec<u8>> = row.try_get_by_index(1)?;
+            Ok(DueEvent {
+                key: key.to_owned(),
+                kind: row.try_get_by_index(0)?,
+                body: Bytes::from(body.unwrap_or_default()),
+                attempts: row.try_get_by_index(2)?,
+                received_at_ms: row.try_get_by_index(3)?,
+            })
+        };
+        rows.first().map(read).transpose().map_err(|error| self.failed(&error))
+    }
+
+    async fn next_due(&self, after_ms: i64) -> Result<Option<i64>, StoreError> {
+        self.number("SELECT MIN(due_at_ms) FROM events WHERE state = 0 AND due_at_ms > $1", [after_ms.into()])
+            .await
     }
 
     async fn settle(&self, key: &str, settled: Settled, now_ms: i64) -> Result<(), StoreError> {
@@ -326,7 +342,7 @@ impl Journal for SqliteJournal {
                 _ => counts.done = count,
             }
         }
-        let tracked = self.number("SELECT COUNT(*) FROM tracked WHERE state = 0").await?;
+        let tracked = self.number("SELECT COUNT(*) FROM tracked WHERE state = 0", []).await?;
         counts.tracked = tracked.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
         Ok(counts)
     }
@@ -334,8 +350,12 @@ impl Journal for SqliteJournal {
     async fn track(&self, job: TrackedJob, due_at_ms: i64) -> Result<(), StoreError> {
         let values: [Value; 4] =
             [job.job_id.into(), job.context.into(), job.submitted_at_ms.into(), due_at_ms.into()];
-        let text = "INSERT INTO tracked (job_id, context, submitted_at_ms, due_at_ms, polls, state)
-            VALUES ($1, $2, $3, $4, 0, 0) ON CONFLICT (job_id) DO NOTHING";
+        // A quick job's webhook may be here before its submitter has called.
+        let text =
+            "INSERT INTO tracked (job_id, context, submitted_at_ms, due_at_ms, polls, state, ended_at_ms)
+            SELECT $1, $2, $3, $4, 0, n, CASE n WHEN 1 THEN $3 END FROM
+            (SELECT EXISTS (SELECT 1 FROM events WHERE subject = $1 AND ends = 1) AS n) WHERE true
+            ON CONFLICT (job_id) DO NOTHING";
         self.writer.write(move |tx| Box::pin(async move { run(tx, text, values).await.map(|_| ()) })).await
     }
 
@@ -355,7 +375,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn tracked_next_due(&self) -> Result<Option<i64>, StoreError> {
-        self.number("SELECT MIN(due_at_ms) FROM tracked WHERE state = 0").await
+        self.number("SELECT MIN(due_at_ms) FROM tracked WHERE state = 0", []).await
     }
 
     async fn tracked_found(&self, job_id: &str, event: NewEvent) -> Result<Accepted, StoreError> {

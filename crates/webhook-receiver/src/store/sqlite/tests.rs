@@ -13,7 +13,8 @@ fn event(key: &str, body: &'static str) -> NewEvent {
 }
 
 fn ending(key: &str, job: &str) -> NewEvent {
-    NewEvent { ended_job: Some((job.to_owned(), "COMPLETED".to_owned())), ..event(key, "{}") }
+    let ended_job = Some((job.to_owned(), "COMPLETED".to_owned()));
+    NewEvent { ended_job, subject: Some(job.to_owned()), ..event(key, "{}") }
 }
 
 fn job(id: &str) -> TrackedJob {
@@ -33,14 +34,16 @@ async fn an_event_is_worked_off_once_and_its_key_is_remembered() {
     assert_eq!(journal.accept(event("a", "{\"n\":1}")).await.unwrap(), Accepted::New);
     assert_eq!(journal.accept(event("a", "{\"n\":1}")).await.unwrap(), Accepted::Waiting);
     assert!(journal.due(999, 10).await.unwrap().is_empty());
-    let due = journal.due(1_000, 10).await.unwrap();
-    assert_eq!((due.len(), due[0].body.as_ref(), due[0].attempts), (1, b"{\"n\":1}".as_slice(), 0));
+    assert_eq!(journal.due(1_000, 10).await.unwrap(), ["a"]);
+    let due = journal.load("a").await.unwrap().unwrap();
+    assert_eq!((due.body.as_ref(), due.attempts), (b"{\"n\":1}".as_slice(), 0));
     journal.settle("a", Settled::Again { due_at_ms: 3_000, error: "later".into() }, 1_001).await.unwrap();
-    assert_eq!(journal.next_due().await.unwrap(), Some(3_000));
-    assert_eq!(journal.due(3_000, 10).await.unwrap()[0].attempts, 1);
+    assert_eq!(journal.next_due(2_999).await.unwrap(), Some(3_000));
+    assert_eq!(journal.load("a").await.unwrap().unwrap().attempts, 1);
     journal.settle("a", Settled::Done, 3_001).await.unwrap();
+    assert!(journal.load("a").await.unwrap().is_none());
     assert_eq!(journal.accept(event("a", "{}")).await.unwrap(), Accepted::Done);
-    assert_eq!(journal.next_due().await.unwrap(), None);
+    assert_eq!(journal.next_due(0).await.unwrap(), None);
     assert_eq!(journal.counts().await.unwrap(), Counts { done: 1, ..Counts::default() });
 }
 
@@ -59,7 +62,7 @@ async fn what_was_given_up_or_asked_for_again_comes_back_without_its_files() {
     );
     assert_eq!(journal.accept(event("a", "2")).await.unwrap(), Accepted::Revived);
     assert_eq!(journal.file("a", 0).await.unwrap(), None);
-    assert_eq!(journal.due(1_000, 1).await.unwrap()[0].body.as_ref(), b"2");
+    assert_eq!(journal.load("a").await.unwrap().unwrap().body.as_ref(), b"2");
     journal.settle("a", Settled::Done, 2_000).await.unwrap();
     let again = NewEvent { again: true, ..event("a", "3") };
     assert_eq!(journal.accept(again).await.unwrap(), Accepted::New);
@@ -118,8 +121,15 @@ async fn a_webhook_ends_the_wait_and_a_poll_makes_its_webhook_late() {
     assert_eq!(journal.tracked_found("by-poll", ending("p2", "by-poll")).await.unwrap(), Accepted::New);
     assert_eq!(journal.accept(ending("m2", "by-poll")).await.unwrap(), Accepted::Done, "late");
     assert_eq!(journal.tracked_end("by-poll").await.unwrap(), Some(TrackedEnd::Poll));
-    let keys: Vec<String> = journal.due(i64::MAX, 10).await.unwrap().into_iter().map(|e| e.key).collect();
+    let keys = journal.due(i64::MAX, 10).await.unwrap();
     assert_eq!(keys, ["m1", "p2"], "each end is worked off once");
+    journal.accept(ending("m0", "quick")).await.unwrap();
+    journal.track(job("quick"), 1).await.unwrap();
+    assert_eq!(
+        journal.tracked_end("quick").await.unwrap(),
+        Some(TrackedEnd::Webhook),
+        "quicker than its submitter"
+    );
     journal.track(job("lost"), 1).await.unwrap();
     journal.tracked_give_up("lost", 2).await.unwrap();
     assert_eq!(journal.tracked_end("lost").await.unwrap(), Some(TrackedEnd::GivenUp));
