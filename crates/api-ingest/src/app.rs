@@ -102,6 +102,7 @@ impl App {
         let api = Arc::new(Api {
             submits: Submits::new(store.clone(), Arc::clone(&outbound), timeout),
             outbound,
+            stream_turns: Default::default(),
             waiters: Waiters::new(
                 bus.clone(),
                 config.server.max_waiters,

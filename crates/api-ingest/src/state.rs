@@ -14,6 +14,7 @@ use crate::{
     catalog::Catalog,
     disk::DiskFloor,
     error::ApiError,
+    runpod::hand_over::StreamTurns,
     submit::{outbound::Outbound, parse::Rules, pipeline::Submits},
     waiters::Waiters,
 };
@@ -31,6 +32,7 @@ pub(crate) struct Api {
     pub(crate) submits: Arc<Submits>,
     pub(crate) outbound: Arc<Outbound>,
     pub(crate) waiters: Arc<Waiters>,
+    pub(crate) stream_turns: StreamTurns,
     pub(crate) disk: Arc<DiskFloor>,
     pub(crate) templates: Templates,
     /// Base of links, without a slash at the end.

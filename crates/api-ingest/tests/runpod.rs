@@ -183,6 +183,97 @@ async fn pieces_are_given_out_once_on_postgres() {
     pieces_are_given_out_once(Backend::Postgres).await;
 }
 
+/// Asks for pieces and hangs up after a while; gives what had arrived by then, if it was the whole answer.
+async fn ask_and_hang_up(server: &Server, id: &str, after: Duration) -> Vec<u64> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let address = server.api.base().trim_start_matches("http://").to_owned();
+    let mut socket = tokio::net::TcpStream::connect(address).await.expect("connected");
+    let request = format!(
+        "GET /v2/echo/stream/{id} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+        server.api.key()
+    );
+    socket.write_all(request.as_bytes()).await.expect("sent");
+    tokio::time::sleep(after).await;
+    // The server ends the connection in turn; what it had sent before is still read.
+    socket.shutdown().await.expect("hung up");
+    let mut bytes = Vec::new();
+    let _ = socket.read_to_end(&mut bytes).await;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let json = text.find('{').zip(text.rfind('}')).map(|(from, to)| &text[from..=to]);
+    let answer: Option<Value> = json.and_then(|json| serde_json::from_str(json).ok());
+    answer.map_or_else(Vec::new, |answer| outputs(&answer))
+}
+
+fn outputs(answer: &Value) -> Vec<u64> {
+    answer["stream"].as_array().unwrap().iter().map(|piece| piece["output"].as_u64().unwrap()).collect()
+}
+
+async fn a_client_that_hangs_up_costs_no_piece(backend: Backend) {
+    let Some(server) = Server::start(backend, "", "").await else { return };
+    server.tracker().await;
+    let id = server.api.run("echo", &json!({"input": 1})).await;
+    let attempt = server.attempt(&id, 1);
+    attempt.start().await;
+    let mut got = Vec::new();
+    // At every moment of a request: while it waits, while the pieces are read, while the answer is written.
+    for n in 0..150_u32 {
+        let after = Duration::from_micros(u64::from(n % 50) * 300);
+        let piece = n.to_string();
+        let (read, ()) = tokio::join!(ask_and_hang_up(&server, &id, after), attempt.chunk(n, &piece));
+        got.extend(read);
+    }
+    attempt.succeed_with("[]").await;
+    loop {
+        let last = outputs(&stream_of(&server, &id).await);
+        if last.is_empty() {
+            break;
+        }
+        got.extend(last);
+    }
+    got.sort_unstable();
+    got.dedup();
+    assert_eq!(got, (0..150).collect::<Vec<u64>>(), "every piece reached somebody");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_costs_no_piece_on_sqlite() {
+    a_client_that_hangs_up_costs_no_piece(Backend::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_costs_no_piece_on_postgres() {
+    a_client_that_hangs_up_costs_no_piece(Backend::Postgres).await;
+}
+
+/// A client whose requests go to either replica gets each piece once, however quickly it asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_two_replicas_gets_each_piece_once() {
+    let Some(mut server) = Server::start(Backend::Sqlite, "", "").await else { return };
+    server.tracker().await;
+    let apis = [server.api.clone(), server.second().await];
+    let id = server.api.run("echo", &json!({"input": 1})).await;
+    let attempt = server.attempt(&id, 1);
+    attempt.start().await;
+    let path = format!("/v2/echo/stream/{id}");
+    let reader = tokio::spawn(async move {
+        let mut got = Vec::new();
+        for api in apis.iter().cycle() {
+            let answer = api.get(&path).await.expect(200);
+            got.extend(outputs(&answer));
+            if answer["status"] == "COMPLETED" {
+                return got;
+            }
+        }
+        got
+    });
+    for n in 0..100 {
+        attempt.chunk(n, &n.to_string()).await;
+    }
+    attempt.succeed_with("[]").await;
+    let got = reader.await.unwrap();
+    assert_eq!(got, (0..100).collect::<Vec<u64>>());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_stream_is_final_with_its_last_piece_only() {
     let Some(server) = Server::start(Backend::Sqlite, "", "").await else { return };

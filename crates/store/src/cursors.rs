@@ -1,7 +1,9 @@
-//! `/stream`: pieces of output, each given out once. The cursor is the only thing api-ingest updates.
+//! `/stream`: pieces of output and how far they were given out. The cursor is the only thing api-ingest updates.
+//!
+//! Reading pieces and moving the cursor are two steps, with the answer to the client between them.
 
 use ringback_domain::JobId;
-use sea_orm::Value;
+use sea_orm::{ConnectionTrait, Value};
 
 use crate::{
     StoreError, WriteTx,
@@ -10,35 +12,46 @@ use crate::{
 
 /// What one call of `/stream` gives out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Drained {
-    /// Pieces, verbatim JSON, in order.
+pub struct Pieces {
+    /// Verbatim JSON, in order.
     pub chunks: Vec<Vec<u8>>,
     /// Whether pieces of an earlier attempt were given out before: the client must start again.
     pub reset: bool,
     /// Whether more pieces wait already.
     pub more: bool,
+    /// What the cursor becomes once they were given out.
+    pub step: Option<CursorStep>,
+}
+
+/// A move of a cursor: made only if it still stands where the pieces were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CursorStep {
+    job: JobId,
+    from: Position,
+    to: Position,
+}
+
+/// Everything below `next_n` of this attempt was given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position {
+    run: u32,
+    attempt: u32,
+    next_n: u32,
 }
 
 /// Most pieces of one answer, and the size after which no more are added.
 const MAX_CHUNKS: usize = 500;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-struct Cursor {
-    run: u32,
-    attempt: u32,
-    next_n: u32,
-}
-
-async fn lock_cursor(tx: &WriteTx, job: JobId) -> Result<Option<Cursor>, StoreError> {
-    let lock = if tx.is_postgres() { " FOR UPDATE" } else { "" };
+async fn position<C: ConnectionTrait>(conn: &C, job: JobId) -> Result<Option<Position>, StoreError> {
     let row = sql::query_one(
-        tx.conn(),
-        &format!("SELECT run, attempt, next_n FROM stream_cursors WHERE job_id = $1{lock}"),
+        conn,
+        "SELECT run, attempt, next_n FROM stream_cursors WHERE job_id = $1",
         [sql::id(job.as_bytes())],
     )
     .await?;
     row.map(|row| {
-        Ok(Cursor {
+        Ok(Position {
             run: get_u32(&row, 0, "stream_cursors.run")?,
             attempt: get_u32(&row, 1, "stream_cursors.attempt")?,
             next_n: get_u32(&row, 2, "stream_cursors.next_n")?,
@@ -47,55 +60,67 @@ async fn lock_cursor(tx: &WriteTx, job: JobId) -> Result<Option<Cursor>, StoreEr
     .transpose()
 }
 
-/// Takes the pieces of an attempt that no call has taken before, and moves the cursor past them.
-pub async fn drain_chunks(tx: &WriteTx, job: JobId, run: u32, attempt: u32) -> Result<Drained, StoreError> {
-    // The row exists before it is locked, so that two first calls on PostgreSQL wait for each other.
-    sql::execute(
-        tx.conn(),
-        "INSERT INTO stream_cursors (job_id, run, attempt, next_n, told_end) VALUES ($1, $2, $3, 0, 0) \
-         ON CONFLICT (job_id) DO NOTHING",
-        [sql::id(job.as_bytes()), sql::int(run), sql::int(attempt)],
-    )
-    .await?;
-    let cursor = lock_cursor(tx, job).await?.ok_or(StoreError::corrupt("stream_cursors"))?;
-    let same = (cursor.run, cursor.attempt) == (run, attempt);
-    let from = if same { cursor.next_n } else { 0 };
+/// The pieces of an attempt that were not given out yet.
+pub async fn next_pieces<C: ConnectionTrait>(
+    conn: &C,
+    job: JobId,
+    run: u32,
+    attempt: u32,
+) -> Result<Pieces, StoreError> {
+    let start = Position { run, attempt, next_n: 0 };
+    let from = position(conn, job).await?.unwrap_or(start);
+    let same = (from.run, from.attempt) == (run, attempt);
+    let mut to = if same { from } else { start };
     let rows = sql::query(
-        tx.conn(),
+        conn,
         "SELECT n, output FROM chunks WHERE job_id = $1 AND run = $2 AND attempt = $3 AND n >= $4 ORDER BY n LIMIT $5",
         [
             sql::id(job.as_bytes()),
             sql::int(run),
             sql::int(attempt),
-            sql::int(from),
+            sql::int(to.next_n),
             sql::int(MAX_CHUNKS as u64 + 1),
         ],
     )
     .await?;
-    let mut drained = Drained { reset: !same && cursor.next_n > 0, ..Drained::default() };
-    let (mut next_n, mut bytes) = (from, 0);
+    let mut pieces = Pieces { reset: !same && from.next_n > 0, ..Pieces::default() };
+    let mut bytes = 0;
     for row in &rows {
         let n = get_u32(row, 0, "chunks.n")?;
         let output: Vec<u8> = row.try_get_by_index(1)?;
-        if drained.chunks.len() == MAX_CHUNKS || (bytes > 0 && bytes + output.len() > MAX_BYTES) {
-            drained.more = true;
+        if pieces.chunks.len() == MAX_CHUNKS || (bytes > 0 && bytes + output.len() > MAX_BYTES) {
+            pieces.more = true;
             break;
         }
         bytes += output.len();
-        next_n = n + 1;
-        drained.chunks.push(output);
+        to.next_n = n + 1;
+        pieces.chunks.push(output);
     }
-    if drained.chunks.is_empty() {
-        // Nothing was given out: the mark of a reset is kept for the first piece.
-        return Ok(drained);
-    }
-    sql::execute(
+    // Without a piece nothing is given out: the mark of a reset is kept for the first one.
+    pieces.step = (!pieces.chunks.is_empty()).then_some(CursorStep { job, from, to });
+    Ok(pieces)
+}
+
+/// Moves a cursor past pieces that were given out. False if it was moved meanwhile.
+pub async fn advance(tx: &WriteTx, step: CursorStep) -> Result<bool, StoreError> {
+    let CursorStep { job, from, to } = step;
+    let moved = sql::execute(
         tx.conn(),
-        "UPDATE stream_cursors SET run = $2, attempt = $3, next_n = $4 WHERE job_id = $1",
-        [sql::id(job.as_bytes()), sql::int(run), sql::int(attempt), sql::int(next_n)],
+        "INSERT INTO stream_cursors (job_id, run, attempt, next_n, told_end) VALUES ($1, $2, $3, $4, 0) \
+         ON CONFLICT (job_id) DO UPDATE SET run = excluded.run, attempt = excluded.attempt, next_n = excluded.next_n \
+         WHERE stream_cursors.run = $5 AND stream_cursors.attempt = $6 AND stream_cursors.next_n = $7",
+        [
+            sql::id(job.as_bytes()),
+            sql::int(to.run),
+            sql::int(to.attempt),
+            sql::int(to.next_n),
+            sql::int(from.run),
+            sql::int(from.attempt),
+            sql::int(from.next_n),
+        ],
     )
     .await?;
-    Ok(drained)
+    Ok(moved == 1)
 }
 
 /// Tells the end of a cancelled run once: true at the first call for this run, false afterwards.
@@ -111,8 +136,8 @@ pub async fn tell_end_once(tx: &WriteTx, job: JobId, run: u32) -> Result<bool, S
     Ok(told == 1)
 }
 
-/// Whether [`drain_chunks`] would give out anything.
-pub async fn has_new_chunks<C: sea_orm::ConnectionTrait>(
+/// Whether [`next_pieces`] would find anything.
+pub async fn has_new_chunks<C: ConnectionTrait>(
     conn: &C,
     job: JobId,
     run: u32,

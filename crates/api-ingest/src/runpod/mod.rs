@@ -2,6 +2,7 @@
 //! Success is exactly 200; errors are `{"error": "..."}`.
 
 pub(crate) mod control;
+pub(crate) mod hand_over;
 pub(crate) mod queue;
 pub(crate) mod run;
 pub(crate) mod status;
