@@ -47,8 +47,9 @@ impl Rows {
         row: impl Fn(&T, &mut Vec<Value>),
     ) -> Result<u64, StoreError> {
         let mut affected = 0;
-        for part in parts(rows) {
-            let result: ExecResult = conn.execute_raw(self.statement(conn, part, &row)).await?;
+        let padded = self.takes_padding(conn.get_database_backend());
+        for (part, size) in parts(rows, padded) {
+            let result: ExecResult = conn.execute_raw(self.statement(conn, part, size, &row)).await?;
             affected += result.rows_affected();
         }
         Ok(affected)
@@ -62,8 +63,9 @@ impl Rows {
         row: impl Fn(&T, &mut Vec<Value>),
     ) -> Result<Vec<QueryResult>, StoreError> {
         let mut all = Vec::with_capacity(rows.len());
-        for part in parts(rows) {
-            all.extend(conn.query_all_raw(self.statement(conn, part, &row)).await?);
+        let padded = self.takes_padding(conn.get_database_backend());
+        for (part, size) in parts(rows, padded) {
+            all.extend(conn.query_all_raw(self.statement(conn, part, size, &row)).await?);
         }
         Ok(all)
     }
@@ -72,10 +74,11 @@ impl Rows {
         &self,
         conn: &C,
         rows: &[T],
+        size: usize,
         row: impl Fn(&T, &mut Vec<Value>),
     ) -> Statement {
         let backend = conn.get_database_backend();
-        let mut values = Vec::with_capacity(rows.len() * self.casts.len());
+        let mut values = Vec::with_capacity(size * self.casts.len());
         for r in rows {
             row(r, &mut values);
         }
@@ -85,7 +88,15 @@ impl Rows {
             "{}: columns and values differ",
             self.name
         );
-        Statement::from_sql_and_values(backend, self.text(rows.len(), backend), values)
+        values.resize(size * self.casts.len(), Value::BigInt(None));
+        Statement::from_sql_and_values(backend, self.text(size, backend), values)
+    }
+
+    /// Whether rows of nulls change nothing: a key that is null equals none. They would be inserted, though. Each
+    /// statement is a trip to SQLite's thread and back, which costs more than a few values; PostgreSQL would have to
+    /// be told the types of nulls.
+    fn takes_padding(&self, backend: DatabaseBackend) -> bool {
+        backend == DatabaseBackend::Sqlite && !self.before.starts_with("INSERT")
     }
 
     fn text(&self, rows: usize, backend: DatabaseBackend) -> String {
@@ -143,16 +154,21 @@ impl Rows {
     }
 }
 
-/// Splits rows into runs of 64, 32, 16, 8, 4, 2 and 1.
-fn parts<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+/// Splits rows into runs of 64, 32, 16, 8, 4, 2 and 1, each with the size of its statement. Where padding is allowed,
+/// at most two statements follow those of 64: the last may have more places than rows.
+fn parts<T>(mut rows: &[T], padded: bool) -> impl Iterator<Item = (&[T], usize)> {
     std::iter::from_fn(move || {
         if rows.is_empty() {
             return None;
         }
-        let n = if rows.len() >= MAX_ROWS { MAX_ROWS } else { 1 << rows.len().ilog2() };
+        let below = if rows.len() >= MAX_ROWS { MAX_ROWS } else { 1 << rows.len().ilog2() };
+        let rest = rows.len() - below;
+        // A quarter of the places may stay empty; a list with fewer rows is split first.
+        let whole = padded && below < MAX_ROWS && (rest > below / 2 || below <= 8);
+        let (n, size) = if whole { (rows.len(), rows.len().next_power_of_two()) } else { (below, below) };
         let (head, tail) = rows.split_at(n);
         rows = tail;
-        Some(head)
+        Some((head, size))
     })
 }
 
@@ -226,9 +242,16 @@ mod tests {
     fn rows_split_into_few_sizes_and_lose_none() {
         for n in 0..200_usize {
             let rows: Vec<usize> = (0..n).collect();
-            let split: Vec<&[usize]> = parts(&rows).collect();
-            assert_eq!(split.concat(), rows);
-            assert!(split.iter().all(|p| p.len().is_power_of_two() && p.len() <= MAX_ROWS));
+            for padded in [false, true] {
+                let split: Vec<(&[usize], usize)> = parts(&rows, padded).collect();
+                assert_eq!(split.iter().flat_map(|(part, _)| part.iter().copied()).collect::<Vec<_>>(), rows);
+                assert!(split.iter().all(|(_, size)| size.is_power_of_two() && *size <= MAX_ROWS));
+                assert!(
+                    split.iter().all(|(part, size)| part.len() <= *size && (padded || part.len() == *size))
+                );
+                let short = split.iter().filter(|(_, size)| *size < MAX_ROWS).count();
+                assert!(!padded || short <= 3, "{n} rows take {short} statements");
+            }
         }
     }
 

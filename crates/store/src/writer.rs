@@ -181,9 +181,16 @@ impl Writer {
     pub(crate) fn start(pool: DatabaseConnection, parallel: usize, cache: &Cache) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         let inbox = Arc::new(Mutex::new(Gathering::new(receiver)));
-        let tasks = if pool.get_database_backend() == DatabaseBackend::Sqlite { 1 } else { parallel.max(1) };
-        for _ in 0..tasks {
-            tokio::spawn(work(Pool { db: pool.clone(), cache: cache.clone() }, Arc::clone(&inbox)));
+        let task = || work(Pool { db: pool.clone(), cache: cache.clone() }, Arc::clone(&inbox));
+        if pool.get_database_backend() == DatabaseBackend::Sqlite {
+            if let Err(error) = on_own_thread(task()) {
+                tracing::warn!(%error, "no thread for the writer; it shares those of the requests");
+                tokio::spawn(task());
+            }
+        } else {
+            for _ in 0..parallel.max(1) {
+                tokio::spawn(task());
+            }
         }
         Self { queue }
     }
@@ -199,6 +206,16 @@ impl Writer {
         self.queue.send(queued).await.map_err(|_| StoreError::transient("the store is closed"))?;
         answer.await.map_err(|_| StoreError::CommitUnknown { detail: "the store was closed".to_owned() })?
     }
+}
+
+/// Each statement is a trip to SQLite's thread and back. On the shared threads a transaction would wait after each
+/// trip for its turn behind the requests, and they behind it.
+fn on_own_thread(work: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    std::thread::Builder::new()
+        .name("store-writer".to_owned())
+        .spawn(move || runtime.block_on(work))
+        .map(drop)
 }
 
 /// Commands between the channel and a transaction.
