@@ -15,6 +15,7 @@ mod config;
 mod download;
 mod error;
 mod resolver;
+mod upload;
 
 pub use client::{Answer, BuildError, CheckedUrl, Client, Limits, Post};
 pub use config::{ConfigError, webhook_policy};

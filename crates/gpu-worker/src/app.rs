@@ -1,6 +1,6 @@
 //! The worker as a service.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,12 +11,15 @@ use ringback_contracts::{Message as _, v1};
 use ringback_domain::EndpointId;
 use ringback_service_runtime::blobs::BlobStore;
 use ringback_service_runtime::config::{Builtin, EndpointConfig, ExecutorConfig, ProcessConfig};
+use ringback_service_runtime::config::{ConfirmMode, RECEIVER_VARIABLE, TIMEOUT_VARIABLE};
 use ringback_service_runtime::{Readiness, RingbackConfig, Shutdown};
 use ringback_worker_protocol::{Hub, HubConfig};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::artifacts::handler_mode::Handshakes;
+use crate::artifacts::{Keeper, Kept, Outbox};
 use crate::attempts::Attempts;
 use crate::chunks;
 use crate::device::{Device, DeviceChoice, DeviceError};
@@ -71,6 +74,14 @@ pub enum WorkerError {
     /// Handlers of an earlier life do not end.
     #[error("handlers of an earlier worker are still alive: {0}; end them first")]
     OldChildren(String),
+    /// Artefacts of an endpoint.
+    #[error("endpoint {name}: {reason}")]
+    Artifacts {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// NATS.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -252,6 +263,7 @@ impl Running {
             settings,
             ids_file,
             draining: AtomicBool::new(false),
+            artifact_waits: crate::artifacts::Waits::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(streams.watch());
@@ -360,6 +372,11 @@ async fn start_loops(
     let shared_folders = shared_folders(&app.parts.endpoints)?;
     let mut loops = Vec::new();
     for (index, (endpoint, stops)) in app.parts.endpoints.iter().zip(stops).enumerate() {
+        // First of all: it makes the folders that children share.
+        let (keeper, kept) = keeper_of(app, endpoint, shared)?;
+        if endpoint.config.confirm.mode == Some(ConfirmMode::Handler) {
+            serve_handshakes(endpoint, tasks).await?;
+        }
         let (events_tx, events) = mpsc::unbounded_channel();
         let slots = usize::try_from(endpoint.config.slots).unwrap_or(usize::MAX);
         let executor = match &endpoint.config.executor {
@@ -402,9 +419,74 @@ async fn start_loops(
             credits: 0,
             preparing: 0,
             waiting: std::collections::VecDeque::new(),
+            keeper,
+            kept,
         });
     }
     Ok(loops)
+}
+
+/// Where the files of an endpoint's handlers are, with the folder made.
+fn outbox_of(endpoint: &ServedEndpoint) -> Result<Option<Outbox>, WorkerError> {
+    let config = &endpoint.config;
+    let Some(ExecutorConfig::Process(process)) = &config.executor else { return Ok(None) };
+    let outbox = Outbox { cwd: folder_of(process)?, folder: config.artifacts.folder.clone() };
+    outbox.prepare().map_err(io(format!("cannot make {}", outbox.cwd.join(&outbox.folder).display())))?;
+    Ok(Some(outbox))
+}
+
+type KeeperOf = (Option<Arc<Keeper>>, mpsc::UnboundedReceiver<Kept>);
+
+fn keeper_of(app: &App, endpoint: &ServedEndpoint, shared: &Arc<Shared>) -> Result<KeeperOf, WorkerError> {
+    if !endpoint.config.artifacts.is_on() {
+        return Ok((None, mpsc::unbounded_channel().1));
+    }
+    let outbox = outbox_of(endpoint)?;
+    let made = Keeper::new(&app.config, &endpoint.config, shared, outbox)
+        .map_err(|reason| WorkerError::Artifacts { name: endpoint.config.name.clone(), reason })?;
+    Ok(made.map_or_else(|| (None, mpsc::unbounded_channel().1), |(keeper, kept)| (Some(keeper), kept)))
+}
+
+/// Serves what handlers that tell their receiver themselves expect, one port per child.
+async fn serve_handshakes(endpoint: &ServedEndpoint, tasks: &mut JoinSet<()>) -> Result<(), WorkerError> {
+    let config = &endpoint.config;
+    let (Some(ExecutorConfig::Process(process)), Some(outbox)) = (&config.executor, outbox_of(endpoint)?)
+    else {
+        return Ok(());
+    };
+    let handshakes = Handshakes::new(&config.name, outbox);
+    for n in 0..children_of(config, process) {
+        let mut address = config.confirm.listen;
+        let port = u32::from(address.port()) + n;
+        address.set_port(u16::try_from(port).map_err(|_| WorkerError::Artifacts {
+            name: config.name.clone(),
+            reason: format!("confirm.listen: there is no port {port} for another child"),
+        })?);
+        let what = || io(format!("cannot listen on {address} (confirm.listen of endpoint {})", config.name));
+        let listener = tokio::net::TcpListener::bind(address).await.map_err(what())?;
+        tracing::info!(endpoint = config.name, %address, "files and confirmations of handlers");
+        tasks.spawn(Arc::clone(&handshakes).serve(listener));
+    }
+    Ok(())
+}
+
+/// The operator's variables, and in mode "handler" those of the handshake. In mode "platform" the handler must not
+/// tell the receiver a second time.
+fn environment_of(config: &EndpointConfig, process: &ProcessConfig) -> BTreeMap<String, String> {
+    let mut env = process.env.clone();
+    match config.confirm.mode {
+        None => {}
+        Some(ConfirmMode::Platform) => {
+            env.remove(RECEIVER_VARIABLE);
+            env.remove(TIMEOUT_VARIABLE);
+        }
+        Some(ConfirmMode::Handler) => {
+            let seconds = config.confirm.wait_ms(&process.env).div_ceil(1_000);
+            env.extend(config.confirm.receiver(&process.env).map(|url| (RECEIVER_VARIABLE.to_owned(), url)));
+            env.insert(TIMEOUT_VARIABLE.to_owned(), seconds.to_string());
+        }
+    }
+    env
 }
 
 fn start_pool(settings: ProcessSettings, hub: Hub, events: mpsc::UnboundedSender<ExecEvent>) -> Executor {
@@ -468,7 +550,9 @@ fn process_settings(
         command: process.command.argv(),
         folder: folder_of(process)?,
         private_folder: false,
-        env: process.env.clone(),
+        env: environment_of(&endpoint.config, process),
+        first_port: (endpoint.config.confirm.mode == Some(ConfirmMode::Handler))
+            .then(|| endpoint.config.confirm.listen.port()),
         pass_env: process.pass_env.clone(),
         visible_devices: device.visible_devices.clone(),
         device: device.name.clone(),

@@ -34,9 +34,17 @@ pub(crate) struct Held {
     pub(crate) stop_reason: Option<String>,
     /// The outcome is on its way; only the release is outstanding.
     pub(crate) finished: bool,
+    /// Its files are being dealt with; the handler is done.
+    pub(crate) keeping: bool,
+    /// Nothing of its handler is left, while its files are still dealt with.
+    pub(crate) released: bool,
+    /// The client's input, where its files are dealt with by it.
+    pub(crate) input: Bytes,
     pub(crate) span: tracing::Span,
     pub(crate) traceparent: String,
     pub(crate) last_extended: Instant,
+    /// Longest execution.
+    pub(crate) timeout: Duration,
 }
 
 /// All attempts of this worker.

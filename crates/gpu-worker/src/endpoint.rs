@@ -15,6 +15,7 @@ use ringback_service_runtime::time::now_ms;
 use ringback_service_runtime::{Check, Shutdown, fault, trace_context};
 use tokio::sync::mpsc;
 
+use crate::artifacts::{Keeper, Kept, Work as FinishedWork};
 use crate::attempts::Held;
 use crate::chunks::{Item, MAX_CHUNK_BYTES, OutChunk};
 use crate::executor::builtin::SleepPool;
@@ -31,6 +32,10 @@ const WAIT_FOR_SLOT: Duration = Duration::from_secs(3);
 const STILL_HELD: Duration = Duration::from_secs(1);
 /// A message that only a newer release can read goes back for this long.
 const TOO_NEW: Duration = Duration::from_secs(5);
+/// A job waits for its receiver at most this long past its execution limit: the tracker ends it a little later.
+const WAIT_PAST_LIMIT: Duration = Duration::from_secs(5);
+/// After the drain, files that are being stored get this long.
+const LAST_FILES: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(500);
 /// Progress is reported at most this late.
 const PROGRESS_DELAY: Duration = Duration::from_millis(100);
@@ -60,6 +65,9 @@ pub(crate) struct EndpointLoop {
     pub(crate) credits: usize,
     pub(crate) preparing: usize,
     pub(crate) waiting: VecDeque<(Instant, Box<Prepared>)>,
+    /// Turns files of jobs into artefacts, where the endpoint asks for it.
+    pub(crate) keeper: Option<Arc<Keeper>>,
+    pub(crate) kept: mpsc::UnboundedReceiver<Kept>,
 }
 
 impl EndpointLoop {
@@ -88,6 +96,7 @@ impl EndpointLoop {
                 },
                 Some(event) = self.events.recv() => self.event(event).await,
                 Some(key) = self.stops.recv() => self.stop(key),
+                Some(kept) = self.kept.recv() => self.kept(kept, drain_until.is_some()).await,
                 Some(ready) = prepared.recv() => {
                     self.preparing = self.preparing.saturating_sub(1);
                     if let Some(ready) = ready {
@@ -103,7 +112,7 @@ impl EndpointLoop {
                 }
             }
             if let Some(until) = drain_until {
-                let idle = self.busy() == 0 && self.preparing == 0 && !pulling;
+                let idle = self.busy() == 0 && self.keeping() == 0 && self.preparing == 0 && !pulling;
                 if idle || Instant::now() >= until {
                     break;
                 }
@@ -126,6 +135,7 @@ impl EndpointLoop {
         while let Ok(event) = self.events.try_recv() {
             self.event(event).await;
         }
+        self.end_keeper().await;
         self.hand_back_waiting(Duration::ZERO).await;
         while let Some(delivery) = self.puller.try_next() {
             self.delivered(delivery, true, prepared_tx).await;
@@ -135,6 +145,52 @@ impl EndpointLoop {
             self.preparing -= 1;
             if let Some(ready) = ready {
                 self.begin(ready, true).await;
+            }
+        }
+    }
+
+    /// Attempts whose files are being dealt with.
+    fn keeping(&self) -> usize {
+        self.keeper.as_ref().map_or(0, |keeper| keeper.busy())
+    }
+
+    /// Jobs end without their receivers' word; files that are not stored by then are another worker's to make.
+    async fn end_keeper(&mut self) {
+        let Some(keeper) = self.keeper.clone() else { return };
+        keeper.cut_short();
+        let end = Instant::now() + LAST_FILES;
+        while keeper.busy() > 0 {
+            match tokio::time::timeout_at(end.into(), self.kept.recv()).await {
+                Ok(Some(kept)) => self.kept(kept, true).await,
+                Ok(None) => return,
+                Err(_) => break,
+            }
+        }
+        for key in keeper.stop_all() {
+            let end = End::HandBack { reason: "the worker is shutting down" };
+            self.finish(key, end, 0, Bytes::new()).await;
+        }
+        while let Ok(kept) = self.kept.try_recv() {
+            self.kept(kept, true).await;
+        }
+    }
+
+    /// An attempt comes back from the keeper.
+    async fn kept(&mut self, kept: Kept, draining: bool) {
+        match kept {
+            Kept::Ended { key, end, execution_ms, logs } => {
+                self.finish(key, end, execution_ms, logs).await;
+                let released = self.shared.attempts.with(&key, |held| {
+                    held.keeping = false;
+                    held.released
+                });
+                if released == Some(true) {
+                    self.shared.attempts.remove(&key);
+                }
+            }
+            Kept::Fetched(ready) => {
+                self.shared.attempts.remove(&ready.work.key);
+                self.begin(*ready, draining).await;
             }
         }
     }
@@ -157,10 +213,11 @@ impl EndpointLoop {
 
     /// Asks for as many messages as there are free slots that nothing is on its way for.
     fn replenish(&mut self) {
-        if !self.shared.outcomes.has_room() {
+        if !self.shared.outcomes.has_room() || self.keeper.as_ref().is_some_and(|keeper| !keeper.has_room()) {
             return;
         }
-        let want = self.open_slots().saturating_sub(self.preparing + self.waiting.len());
+        let fetching = self.keeper.as_ref().map_or(0, |keeper| keeper.fetching());
+        let want = self.open_slots().saturating_sub(self.preparing + self.waiting.len() + fetching);
         if want > self.credits {
             let more = want - self.credits;
             self.puller.add_credits(u32::try_from(more).unwrap_or(u32::MAX));
@@ -244,24 +301,35 @@ impl EndpointLoop {
     }
 
     fn assign(&mut self, ready: Prepared) {
-        let Prepared { work, message, granted, traceparent, refused: _ } = ready;
+        let fetcher = self.keeper.clone().filter(|keeper| keeper.fetches_inputs() && !ready.inputs_fetched);
+        let Prepared { work, message, granted, traceparent, refused: _, inputs_fetched } = ready;
         let key = work.key;
         let (span, own_traceparent) = attempt_span(&work, traceparent.clone());
+        // Fetching is part of the execution: a granted attempt needs its lease renewed meanwhile.
+        let started_at_ms = fetcher.is_some().then(now_ms);
         // Known before it starts: its first event may come at once.
         self.shared.attempts.insert(Held {
             key,
             endpoint: self.index,
             message: Some(message.clone()),
-            started_at_ms: None,
+            started_at_ms,
             known_to_tracker: granted,
             chunks: 0,
             progress: None,
             stop_reason: None,
             finished: false,
+            keeping: false,
+            released: false,
+            input: self.input_for_files(&work),
             span,
             traceparent: own_traceparent,
+            timeout: work.timeout,
             last_extended: Instant::now(),
         });
+        if let Some(keeper) = fetcher {
+            let refused = None;
+            return keeper.fetch(Prepared { work, message, granted, traceparent, refused, inputs_fetched });
+        }
         let work = match &self.executor {
             Executor::Echo { .. } => return,
             Executor::Sleep(pool) => return pool.assign(work),
@@ -271,7 +339,7 @@ impl EndpointLoop {
             },
         };
         self.shared.attempts.remove(&key);
-        let back = Prepared { work, message, granted, traceparent, refused: None };
+        let back = Prepared { work, message, granted, traceparent, refused: None, inputs_fetched };
         self.waiting.push_back((Instant::now(), Box::new(back)));
     }
 
@@ -345,7 +413,13 @@ impl EndpointLoop {
                 self.finished(key, end, execution_ms, logs).await;
             }
             ExecEvent::Released { key } => {
-                self.shared.attempts.remove(&key);
+                let keeping = self.shared.attempts.with(&key, |held| {
+                    held.released = true;
+                    held.keeping
+                });
+                if keeping != Some(true) {
+                    self.shared.attempts.remove(&key);
+                }
             }
             ExecEvent::Capacity => self.place_waiting(),
         }
@@ -371,8 +445,36 @@ impl EndpointLoop {
         self.stop(key);
     }
 
+    /// The input of a job, where its files are dealt with by it.
+    fn input_for_files(&self, work: &Work) -> Bytes {
+        match &self.keeper {
+            Some(keeper) if keeper.fetches_inputs() => work.input.clone(),
+            Some(_) | None => Bytes::new(),
+        }
+    }
+
+    /// The executor is done with an attempt: its files come first where there are any, then its end.
     async fn finished(&mut self, key: JobKey, end: End, execution_ms: u64, logs: Bytes) {
         fault::point("worker.run.after");
+        match (self.keeper.clone(), end) {
+            (Some(keeper), End::Success(Some(output))) => {
+                let begun = self.shared.attempts.with(&key, |held| {
+                    let first = !held.finished && !std::mem::replace(&mut held.keeping, true);
+                    first.then(|| {
+                        let began = *held.started_at_ms.get_or_insert_with(now_ms);
+                        (began, held.input.clone(), held.timeout)
+                    })
+                });
+                let Some((started_at_ms, input, timeout)) = begun.flatten() else { return };
+                let ran = Duration::from_millis(execution_ms);
+                let limit = Instant::now() + timeout.saturating_sub(ran) + WAIT_PAST_LIMIT;
+                keeper.keep(FinishedWork { key, output, input, execution_ms, logs, started_at_ms, limit });
+            }
+            (_, end) => self.finish(key, end, execution_ms, logs).await,
+        }
+    }
+
+    async fn finish(&mut self, key: JobKey, end: End, execution_ms: u64, logs: Bytes) {
         let taken = self.shared.attempts.with(&key, |held| {
             if std::mem::replace(&mut held.finished, true) {
                 return None;
@@ -421,6 +523,9 @@ impl EndpointLoop {
     }
 
     fn stop(&self, key: JobKey) {
+        if self.keeper.as_ref().is_some_and(|keeper| keeper.stop(&key)) {
+            return;
+        }
         match &self.executor {
             Executor::Echo { .. } => {}
             Executor::Sleep(pool) => pool.stop(key),

@@ -167,7 +167,10 @@ pub(crate) async fn hear_stops(shared: Arc<Shared>) {
             Ok(mut orders) => {
                 while let Some(order) = orders.next().await {
                     match v1::StopOrders::decode(order.payload) {
-                        Ok(orders) => shared.stop_all(&orders.stop),
+                        Ok(orders) => {
+                            shared.stop_all(&orders.stop);
+                            shared.artifact_waits.announced(&orders.artifacts);
+                        }
                         Err(error) => tracing::warn!(%error, "unreadable stop order"),
                     }
                 }

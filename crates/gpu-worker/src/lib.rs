@@ -14,6 +14,7 @@
 //! handler of this host may still run it.
 
 mod app;
+mod artifacts;
 mod attempts;
 mod chunks;
 mod device;

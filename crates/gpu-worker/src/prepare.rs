@@ -28,6 +28,8 @@ pub(crate) struct Prepared {
     pub(crate) traceparent: String,
     /// Why it cannot run after all, though it was granted or its input is gone for good.
     pub(crate) refused: Option<Refused>,
+    /// What its input names is in the folder, or it names nothing.
+    pub(crate) inputs_fetched: bool,
 }
 
 /// Why a prepared job does not run.
@@ -79,7 +81,14 @@ impl Incoming {
             extra_json: self.job.extra_json,
             timeout: Duration::from_millis(self.job.execution_timeout_ms.max(1)),
         };
-        Prepared { work, message: self.message, granted, traceparent: self.traceparent, refused }
+        Prepared {
+            work,
+            message: self.message,
+            granted,
+            traceparent: self.traceparent,
+            refused,
+            inputs_fetched: false,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use ringback_domain::EndpointId;
 use ringback_service_runtime::blobs::BlobStore;
 use tokio::sync::mpsc;
 
+use crate::artifacts::Waits;
 use crate::attempts::Attempts;
 use crate::chunks::Item;
 use crate::executor::JobKey;
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) ids_file: PathBuf,
     pub(crate) draining: AtomicBool,
+    /// Artefacts whose receivers are waited for.
+    pub(crate) artifact_waits: Waits,
 }
 
 impl Shared {

@@ -63,6 +63,7 @@ async fn settings(command: Vec<String>, folder: &Path) -> (ProcessSettings, Hub)
         folder: cwd,
         private_folder: false,
         env: BTreeMap::new(),
+        first_port: None,
         pass_env: Vec::new(),
         visible_devices: None,
         device: "cpu".into(),

@@ -21,7 +21,7 @@ use tokio::{
 
 pub use context::PassError;
 pub use passes::{
-    batches::Report as BatchesReport, counters::Report as CountersReport,
+    artifacts::Report as ArtifactsReport, batches::Report as BatchesReport, counters::Report as CountersReport,
     deliveries::Report as DeliveriesReport, due::Report as DueReport, identity::Report as IdentityReport,
     orphans::Report as OrphansReport, retention::Report as RetentionReport, streams::Report as StreamsReport,
     workers::Report as WorkersReport,
@@ -128,6 +128,7 @@ impl App {
         pass!(retention, ms(config.retention_interval_ms), false);
         pass!(counters, ms(config.retention_interval_ms), false);
         pass!(orphans, ms(config.orphans_interval_ms), false);
+        pass!(artifacts, ms(config.artifacts_interval_ms), false);
         pass!(workers, ms(config.retention_interval_ms), false);
         let watched = Arc::clone(&this);
         let watching = async {
@@ -175,6 +176,14 @@ impl App {
     /// See [`PassError`].
     pub async fn batches(&self) -> Result<BatchesReport, PassError> {
         passes::batches::run(&self.context).await
+    }
+
+    /// Artefacts whose time came.
+    ///
+    /// # Errors
+    /// See [`PassError`].
+    pub async fn artifacts(&self) -> Result<ArtifactsReport, PassError> {
+        passes::artifacts::run(&self.context).await
     }
 
     /// The identity P5.

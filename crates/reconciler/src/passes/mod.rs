@@ -1,6 +1,7 @@
 //! One file per pass. Each looks for one kind of deviation, repairs it, and reports what it found; running it twice,
 //! or in two replicas at once, does no harm.
 
+pub(crate) mod artifacts;
 pub(crate) mod batches;
 pub(crate) mod counters;
 pub(crate) mod deliveries;

@@ -161,6 +161,8 @@ section! {
         identity_interval_ms: u64 = 30_000,
         /// Retention, in milliseconds.
         retention_interval_ms: u64 = 30_000,
+        /// Artefacts whose time came, in milliseconds.
+        artifacts_interval_ms: u64 = 10_000,
         /// Orphan consumers and streams, in milliseconds.
         orphans_interval_ms: u64 = 300_000,
         /// Rows one step of a pass touches before it yields.
@@ -178,6 +180,7 @@ impl ReconcilerConfig {
             ("reconciler.batches_interval_ms", self.batches_interval_ms),
             ("reconciler.identity_interval_ms", self.identity_interval_ms),
             ("reconciler.retention_interval_ms", self.retention_interval_ms),
+            ("reconciler.artifacts_interval_ms", self.artifacts_interval_ms),
             ("reconciler.orphans_interval_ms", self.orphans_interval_ms),
         ] {
             p.within(key, value, 50, 86_400_000);

@@ -42,6 +42,8 @@ pub struct ProcessSettings {
     pub private_folder: bool,
     /// Variables that the operator sets.
     pub env: BTreeMap<String, String>,
+    /// Port of the first child's confirm handshake; its child finds the own one in `RINGBACK_CONFIRM_PORT`.
+    pub first_port: Option<u16>,
     /// Names of the worker's own variables to pass on.
     pub pass_env: Vec<String>,
     /// Value of `CUDA_VISIBLE_DEVICES`, if the operator chose a device.

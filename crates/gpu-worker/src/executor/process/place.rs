@@ -72,6 +72,11 @@ impl Place {
         Self { number, settings, hub, ending, wake: Notify::new(), asked, events, state: Mutex::default() }
     }
 
+    /// Where the child's confirm handshake is served, if it has one.
+    pub(super) fn confirm_port(&self) -> Option<u16> {
+        self.settings.first_port?.checked_add(u16::try_from(self.number).ok()?)
+    }
+
     /// Jobs that a child of this place may hold.
     pub(super) fn max_jobs(&self) -> usize {
         self.settings.concurrency.unwrap_or(self.settings.slots).max(1)

@@ -93,6 +93,7 @@ fn start_in(place: &Place, folder: &Path, worker_id: String, token: String) -> R
         .args(args.to_argv())
         .env_clear()
         .envs(of_child(settings, &identity, std::env::vars_os()))
+        .envs(place.confirm_port().map(|port| ("RINGBACK_CONFIRM_PORT", port.to_string())))
         .current_dir(cwd)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
