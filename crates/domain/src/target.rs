@@ -6,6 +6,11 @@ use crate::status::JobStatus;
 /// Lower numbers are places in a job's own list.
 pub const REGISTERED_TARGET_BASE: u32 = 65_536;
 
+/// Bit of `deliveries.format`: a Runflow body, which carries Runflow's signature too.
+pub const FORMAT_RUNFLOW: u32 = 1;
+/// Bit of `deliveries.format`: RunPod's own rules, whatever the operator's are: 200 acknowledges, three tries.
+pub const FORMAT_RUNPOD_STRICT: u32 = 2;
+
 /// The key of the registered webhook that a target number means; `None` for a job's own target.
 #[must_use]
 pub const fn registered_webhook(target: u32) -> Option<u32> {

@@ -12,13 +12,15 @@ use url::Url;
 
 use crate::error::EgressError;
 use crate::resolver::{GuardedResolver, Lookup, SystemLookup};
+use crate::timings::{Clock, Timings};
 
 /// Limits of one role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// From the first byte resolved to the headers of the answer.
+    /// For resolving, connecting, the headers of the answer and its body together.
     pub deadline: Duration,
-    /// How long the answer's body may take after its headers. The verdict is in the headers already.
+    /// How long the answer's body may take after its headers, within the deadline. The verdict is in the headers
+    /// already.
     pub body_time: Duration,
     /// How much of the answer's body is read.
     pub max_body_bytes: usize,
@@ -73,6 +75,17 @@ pub struct Post {
     pub headers: HeaderMap,
     /// The body; cheap to copy.
     pub body: Bytes,
+    /// A deadline of the receiver's own, in place of the role's.
+    pub deadline: Option<Duration>,
+}
+
+/// How a request ended, and where its time went.
+#[derive(Debug)]
+pub struct Posted {
+    /// The answer, or why there is none; the class is in [`EgressError::fault`].
+    pub result: Result<Answer, EgressError>,
+    /// Where the time went.
+    pub timings: Timings,
 }
 
 /// What came back.
@@ -135,6 +148,7 @@ impl Client {
             .pool_idle_timeout(limits.keep_alive)
             .pool_max_idle_per_host(limits.max_idle_per_host)
             .dns_resolver(resolver)
+            .connector_layer(crate::timings::layer())
             .build()
             .map_err(|error| BuildError::Http(error.without_url().to_string()))?;
         Ok(Self { http, policy: Arc::new(policy), limits })
@@ -157,14 +171,22 @@ impl Client {
     /// Sends a request and reads its answer within the limits. A connection that ends before any answer is tried once
     /// more at once: it was mostly a kept connection that the receiver had just given up, and the receiver can drop the
     /// second copy by its `webhook-id`.
-    ///
-    /// # Errors
-    /// No answer came; the class is in [`EgressError::fault`].
-    pub async fn post(&self, post: Post) -> Result<Answer, EgressError> {
-        let deadline = Instant::now() + self.limits.deadline;
-        let first = self.send(post.url.0.clone(), post.headers.clone(), post.body.clone(), deadline).await;
+    pub async fn post(&self, post: Post) -> Posted {
+        let clock = Clock::start();
+        let result = clock.measure(self.post_within(post, &clock)).await;
+        Posted { result, timings: clock.read() }
+    }
+
+    async fn post_within(&self, post: Post, clock: &Clock) -> Result<Answer, EgressError> {
+        let time = post.deadline.unwrap_or(self.limits.deadline);
+        let deadline = Instant::now() + time;
+        let first = self
+            .send(post.url.0.clone(), post.headers.clone(), post.body.clone(), time, deadline, clock)
+            .await;
         match first {
-            Err(EgressError::Closed(_)) => self.send(post.url.0, post.headers, post.body, deadline).await,
+            Err(EgressError::Closed(_)) => {
+                self.send(post.url.0, post.headers, post.body, time, deadline, clock).await
+            }
             other => other,
         }
     }
@@ -174,13 +196,16 @@ impl Client {
         url: Url,
         headers: HeaderMap,
         body: Bytes,
+        time: Duration,
         deadline: Instant,
+        clock: &Clock,
     ) -> Result<Answer, EgressError> {
         let request = self.http.post(url).headers(headers).body(body).send();
         let mut response = timeout_at(deadline, request)
             .await
-            .map_err(|_| EgressError::Timeout(self.limits.deadline))?
-            .map_err(|error| EgressError::from_reqwest(error, self.limits.deadline))?;
+            .map_err(|_| EgressError::Timeout(time))?
+            .map_err(|error| EgressError::from_reqwest(error, time))?;
+        clock.first_byte();
         let mut answer = Answer {
             status: response.status().as_u16(),
             retry_after: response
@@ -194,7 +219,7 @@ impl Client {
         };
         // The status is the verdict: a body that drips or never ends costs the receiver its connection, not us our time.
         if response.content_length() != Some(0) {
-            let end = Instant::now() + self.limits.body_time;
+            let end = deadline.min(Instant::now() + self.limits.body_time);
             let mut body = BytesMut::new();
             answer.truncated =
                 !matches!(timeout_at(end, self.read_body(&mut response, &mut body)).await, Ok(true));

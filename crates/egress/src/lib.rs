@@ -15,10 +15,12 @@ mod config;
 mod download;
 mod error;
 mod resolver;
+mod timings;
 mod upload;
 
-pub use client::{Answer, BuildError, CheckedUrl, Client, Limits, Post};
+pub use client::{Answer, BuildError, CheckedUrl, Client, Limits, Post, Posted};
 pub use config::{ConfigError, webhook_policy};
 pub use download::{Download, MAX_REDIRECTS};
 pub use error::EgressError;
 pub use resolver::{Lookup, SystemLookup};
+pub use timings::Timings;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
@@ -11,6 +12,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use ringback_domain::webhook::address::AddressPolicy;
 
 use crate::error::DialFault;
+use crate::timings::Clock;
 
 /// Asks for the addresses of a name. Tests bring their own to play a hostile name server.
 pub trait Lookup: Send + Sync + 'static {
@@ -70,8 +72,13 @@ impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let policy = Arc::clone(&self.policy);
         let asked = self.ask(name.as_str());
+        let (clock, since) = (Clock::current(), Instant::now());
         Box::pin(async move {
-            let found = asked.await.map_err(|error| DialFault::Dns(error.to_string()))?;
+            let found = asked.await;
+            if let Some(clock) = clock {
+                clock.resolved(since);
+            }
+            let found = found.map_err(|error| DialFault::Dns(error.to_string()))?;
             let mut denied = None;
             let mut allowed = Vec::with_capacity(found.len());
             for &ip in found.iter() {

@@ -41,7 +41,8 @@ fn client() -> Client {
 
 async fn post(client: &Client, url: &str) -> Result<Answer, EgressError> {
     let url = client.check(url)?;
-    client.post(Post { url, headers: HeaderMap::new(), body: Bytes::from_static(b"{}") }).await
+    let (headers, body) = (HeaderMap::new(), Bytes::from_static(b"{}"));
+    client.post(Post { url, headers, body, deadline: None }).await.result
 }
 
 /// Reads one request (headers and a body of two bytes).

@@ -45,6 +45,8 @@ CREATE INDEX webhook_secrets_webhook ON webhook_secrets (webhook_id, id);
 CREATE TABLE webhook_health (
   webhook_id {int} NOT NULL PRIMARY KEY,
   failing_since_ms {int},
+  -- The same of the failures that ended in the last disabling.
+  last_failing_since_ms {int},
   last_success_at_ms {int},
   disabled_epoch {int},
   disabled_at_ms {int},
@@ -79,6 +81,16 @@ ALTER TABLE deliveries ADD COLUMN format {int} NOT NULL DEFAULT 0;
 -- How long the try that succeeded took, and who answered.
 ALTER TABLE deliveries ADD COLUMN duration_ms {int};
 ALTER TABLE deliveries ADD COLUMN address TEXT;
+
+-- Where the time of a failed try went: name; name, TCP and TLS of a new connection; until the answer's headers.
+ALTER TABLE delivery_attempts ADD COLUMN dns_ms {int};
+ALTER TABLE delivery_attempts ADD COLUMN connect_ms {int};
+ALTER TABLE delivery_attempts ADD COLUMN first_byte_ms {int};
+
+-- The owner's name for a secret.
+ALTER TABLE project_secrets ADD COLUMN label TEXT;
+-- 1: the batch's one body is Runflow's.
+ALTER TABLE batches ADD COLUMN callback_format {int} NOT NULL DEFAULT 0;
 
 CREATE INDEX deliveries_feed ON deliveries (project_id, position);
 CREATE INDEX deliveries_dead ON deliveries (project_id, ended_at_ms) WHERE state = 2;

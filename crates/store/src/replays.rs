@@ -139,7 +139,8 @@ impl Place {
     fn read(row: &QueryResult, from: usize) -> Result<Self, StoreError> {
         let owner = Uuid::from_slice(&row.try_get_by_index::<Vec<u8>>(from + 1)?)
             .map_err(|_| StoreError::corrupt("replays.after_owner"))?;
-        let (seq, target) = (get_u32(row, from + 2, "replays.after_seq")?, get_u32(row, from + 3, "replays.after_target")?);
+        let (seq, target) =
+            (get_u32(row, from + 2, "replays.after_seq")?, get_u32(row, from + 3, "replays.after_target")?);
         Ok(Self { position: row.try_get_by_index(from)?, key: DeliveryKey { owner, seq, target } })
     }
 }

@@ -121,6 +121,9 @@ fn delivered(claim: Claim, job: JobId, seq: u32) -> Outcome {
         last_status: Some(200),
         last_error: None,
         failed: None,
+        duration_ms: Some(7),
+        address: Some("127.0.0.1:9".into()),
+        replays: 0,
     }
 }
 
@@ -188,7 +191,7 @@ async fn only_the_owner_of_the_partition_records(store: Store) {
     let new = take(&store, "b", 0, 60_000, Take::Always).await.unwrap();
     assert_eq!(new.epoch, old.epoch + 1);
     let done = record(&store, vec![delivered(old, job(8), 1), delivered(other, job(9), 1)]).await;
-    assert_eq!(done, Recorded { changed: 1, lost: vec![old] });
+    assert_eq!(done, Recorded { changed: 1, lost: vec![old], died: Vec::new() });
     let stored = stored_of(store.read(), &[uuid(job(8)), uuid(job(9))]).await.unwrap();
     assert_eq!([stored[0].state, stored[1].state], [DeliveryState::Pending, DeliveryState::Delivered]);
     assert_eq!(record(&store, vec![delivered(new, job(8), 1)]).await.changed, 1);
@@ -218,6 +221,9 @@ async fn failed_tries_are_logged_once(store: Store) {
             error: Some("http_500".into()),
             address: Some("127.0.0.1:9".into()),
             response: Some(b"oh".to_vec()),
+            dns_ms: Some(1),
+            connect_ms: Some(2),
+            first_byte_ms: Some(6),
         }),
         ..delivered(claim, job(8), 1)
     };

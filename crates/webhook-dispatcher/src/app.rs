@@ -3,7 +3,9 @@
 use std::hash::RandomState;
 use std::sync::Arc;
 
-use ringback_bus::Bus;
+use ringback_bus::{Bus, DeliveryAnnouncer};
+use ringback_domain::webhook::response::Profile;
+use ringback_domain::webhook::schedule::Schedule;
 use ringback_egress::{BuildError, Client, ConfigError};
 use ringback_service_runtime::blobs::BlobStore;
 use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown};
@@ -11,9 +13,12 @@ use ringback_store::Store;
 use ringback_store::secrets::SecretKey;
 
 use crate::bodies::Bodies;
+use crate::book::{Rates, Rules};
+use crate::directory::Directory;
 use crate::keyring::Keyring;
 use crate::meters::Meters;
 use crate::ownership::Ownership;
+use crate::replayer::Replayer;
 use crate::settings::Settings;
 use crate::shared::Shared;
 
@@ -77,7 +82,14 @@ impl App {
         let settings = Settings::new(&config.webhooks, store.facts().partitions);
         let policy = ringback_egress::webhook_policy(&config.webhooks)?;
         let client = Client::new(policy, settings.egress)?;
+        let rules_of =
+            |profile| Arc::new(Rules { profile, schedule: Schedule::of(profile), strict_order: false });
         let shared = Arc::new(Shared {
+            announcer: DeliveryAnnouncer::new(bus.clone(), store.facts().partitions),
+            directory: Directory::new(store.clone(), key.clone(), settings.profile),
+            rates: Arc::new(Rates::default()),
+            rules: rules_of(settings.profile),
+            strict: rules_of(Profile::RunpodStrict),
             keyring: Keyring::new(store.clone(), key),
             bodies: Bodies::new(blobs),
             meters: Meters::new(),
@@ -92,6 +104,9 @@ impl App {
 
     /// Delivers until the shutdown, then ends what flies, writes it down and gives its partitions back.
     pub async fn run(self) {
-        Ownership::new(self.shared, self.alone, self.check).run(self.shutdown).await;
+        let shared = Arc::clone(&self.shared);
+        let owned = Ownership::new(self.shared, self.alone, self.check).run(self.shutdown.clone());
+        let replayer = Replayer::new(Arc::clone(&shared), self.alone);
+        tokio::join!(owned, shared.directory.run(self.shutdown.clone()), replayer.run(self.shutdown));
     }
 }

@@ -9,11 +9,13 @@
 mod app;
 mod bodies;
 mod book;
+mod directory;
 mod keyring;
 mod meters;
 mod ownership;
 mod partition;
 mod process;
+mod replayer;
 mod send;
 mod settings;
 mod shared;

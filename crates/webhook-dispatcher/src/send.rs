@@ -1,21 +1,26 @@
 //! One try: sign, POST, judge.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use ringback_domain::ProjectId;
-use ringback_domain::webhook::response::{Reason, TransportFault, Verdict, judge_fault, judge_status};
+use ringback_domain::target::{FORMAT_RUNFLOW, REGISTERED_TARGET_BASE};
+use ringback_domain::webhook::response::{
+    Profile, Reason, TransportFault, Verdict, judge_fault, judge_status,
+};
+use ringback_domain::webhook::runflow;
 use ringback_domain::webhook::signature::{ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, sign};
 use ringback_domain::webhook::{message_id, url::UrlError};
-use ringback_egress::{Answer, EgressError, Post};
+use ringback_egress::{Answer, Post, Posted};
 use ringback_service_runtime::blobs::BlobError;
 use ringback_service_runtime::time::now_ms;
 use ringback_service_runtime::{fault, trace_context};
 use ringback_store::deliveries::event_name;
 use tracing::Instrument as _;
 
-use crate::book::{Flight, Flow, Tried};
+use crate::book::{Flight, Flow, Standing, Tried};
+use crate::keyring::Signer;
 use crate::shared::Shared;
 
 const SEQUENCE: HeaderName = HeaderName::from_static("webhook-sequence");
@@ -23,6 +28,8 @@ const ID: HeaderName = HeaderName::from_static(ID_HEADER);
 const TIMESTAMP: HeaderName = HeaderName::from_static(TIMESTAMP_HEADER);
 const SIGNATURE: HeaderName = HeaderName::from_static(SIGNATURE_HEADER);
 const TRACEPARENT: HeaderName = HeaderName::from_static(trace_context::TRACEPARENT);
+const RUNFLOW_SIGNATURE: HeaderName = HeaderName::from_static(runflow::SIGNATURE_HEADER);
+const REPLAY: HeaderName = HeaderName::from_static("webhook-replay");
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("Ringback/", env!("CARGO_PKG_VERSION")));
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -51,12 +58,25 @@ pub(crate) async fn fly(shared: Arc<Shared>, flight: Flight) -> (Flight, Landing
 
 async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Landing {
     let owed = &*flight.owed;
-    let url = match shared.client.check(&owed.url) {
+    let view = shared.directory.view();
+    // As it is now: what waited for its turn may have outlived a change.
+    let served = view.served(owed.key.target);
+    if owed.key.target >= REGISTERED_TARGET_BASE
+        && (served.is_none() || view.standing(owed.key.target, owed.event) != Some(Standing::Live))
+    {
+        return Landing::NotBegun("its webhook takes nothing now".to_owned());
+    }
+    let url = served.and_then(|served| served.webhook.url.as_deref()).unwrap_or(&owed.url);
+    let url = match shared.client.check(url) {
         Ok(url) => url,
         // It was accepted under other rules.
         Err(error) => return Landing::Tried(refused(&error)),
     };
-    let keys = match shared.keyring.keys(ProjectId(owed.project)).await {
+    let signer = match served {
+        Some(served) => Signer::Webhook(Arc::clone(&served.webhook), view.revision()),
+        None => Signer::Project(ProjectId(owed.place.project)),
+    };
+    let keys = match shared.keyring.keys(&signer).await {
         Ok(keys) => keys,
         Err(error) => return Landing::NotBegun(format!("webhook secrets: {error}")),
     };
@@ -70,16 +90,21 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
     let id = message_id(owed.key.owner, u64::from(owed.seq), owed.key.target);
     // Stamped just before sending: receivers allow five minutes.
     let timestamp_s = began_at_ms / 1000;
-    let signature = sign(&keys, &id, timestamp_s, &body.bytes);
+    let signature = sign(&keys.standard, &id, timestamp_s, &body.bytes);
     let traceparent = trace_context::traceparent_of(span);
-    let mut headers = HeaderMap::with_capacity(8);
+    let mut headers = served.map(|served| served.headers.clone()).unwrap_or_default();
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(header::USER_AGENT, USER_AGENT);
     headers.insert(TIMESTAMP, HeaderValue::from(timestamp_s));
     headers.insert(SEQUENCE, HeaderValue::from(owed.seq));
+    if owed.replays > 0 {
+        headers.insert(REPLAY, HeaderValue::from(owed.replays));
+    }
+    let runflow = (owed.format & FORMAT_RUNFLOW != 0).then(|| runflow::sign(&keys.runflow, &body.bytes));
     for (name, value) in [
         (ID, Some(id.as_str())),
         (SIGNATURE, Some(signature.as_str())),
+        (RUNFLOW_SIGNATURE, runflow.as_deref()),
         (TRACEPARENT, traceparent.as_deref().or_else(|| trace_context::valid(&owed.traceparent))),
     ] {
         // All of these are plain ASCII made by us.
@@ -87,15 +112,17 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
             headers.insert(name, value);
         }
     }
-    let answer = shared.client.post(Post { url, headers, body: body.bytes.clone() }).await;
+    let deadline = served.and_then(|served| served.deadline);
+    let posted = shared.client.post(Post { url, headers, body: body.bytes.clone(), deadline }).await;
     fault::point("dispatcher.post.after");
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let tried = judge(shared, answer, began_at_ms, duration_ms);
+    let tried = judge(owed.rules.profile, posted, began_at_ms, duration_ms);
     shared.meters.tried(&tried.verdict, duration_ms);
     Landing::Tried(tried)
 }
 
-fn judge(shared: &Shared, answer: Result<Answer, EgressError>, began_at_ms: i64, duration_ms: u64) -> Tried {
+fn judge(profile: Profile, posted: Posted, began_at_ms: i64, duration_ms: u64) -> Tried {
+    let ms = |part: Option<Duration>| part.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let mut tried = Tried {
         verdict: Verdict::Delivered,
         flow: Flow::Good,
@@ -105,16 +132,19 @@ fn judge(shared: &Shared, answer: Result<Answer, EgressError>, began_at_ms: i64,
         detail: None,
         address: None,
         response: None,
+        dns_ms: ms(posted.timings.dns),
+        connect_ms: ms(posted.timings.connect),
+        first_byte_ms: ms(posted.timings.first_byte),
     };
-    match answer {
+    match posted.result {
         Ok(answer) => {
             let now_s = (now_ms() / 1000).max(0).cast_unsigned();
-            tried.verdict =
-                judge_status(shared.settings.profile, answer.status, answer.retry_after.as_deref(), now_s);
-            tried.status = Some(answer.status);
+            let Answer { status, retry_after, remote, .. } = &answer;
+            tried.verdict = judge_status(profile, *status, retry_after.as_deref(), now_s);
+            tried.status = Some(*status);
+            tried.address = remote.map(|address| address.to_string());
             if tried.verdict != Verdict::Delivered {
                 tried.flow = Flow::Bad;
-                tried.address = answer.remote.map(|address| address.to_string());
                 tried.response = Some(answer.body.to_vec());
             }
         }
@@ -169,5 +199,8 @@ fn ours(fault: TransportFault, detail: String) -> Tried {
         detail: Some(detail),
         address: None,
         response: None,
+        dns_ms: None,
+        connect_ms: None,
+        first_byte_ms: None,
     }
 }

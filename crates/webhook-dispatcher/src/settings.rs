@@ -6,7 +6,7 @@ use ringback_domain::webhook::response::Profile;
 use ringback_egress::Limits;
 use ringback_service_runtime::config::{WebhookProfile, WebhooksConfig};
 
-use crate::book::{BookLimits, GateLimits};
+use crate::book::{BookLimits, BreakerLimits, GateLimits};
 
 /// Deliveries of one partition in memory.
 const HELD: usize = 4_096;
@@ -20,6 +20,10 @@ pub(crate) struct Settings {
     pub book: BookLimits,
     pub egress: Limits,
     pub profile: Profile,
+    /// POSTs per second to a target that has no rate of its own.
+    pub target_rate: Option<u32>,
+    /// A registered webhook that only fails is disabled after this time.
+    pub disable_after_ms: Option<u64>,
 }
 
 impl Settings {
@@ -39,11 +43,19 @@ impl Settings {
                     target,
                     // A quarter of the places: four dead hosts do not stop the others.
                     host: (in_flight / 4).max(target),
+                    // The rest is for the other projects.
+                    project: (in_flight - in_flight / 4).max(target),
                     quota: u32::try_from(HELD / 4).unwrap_or(u32::MAX),
+                    project_quota: u32::try_from(HELD - HELD / 4).unwrap_or(u32::MAX),
+                    breaker: BreakerLimits {
+                        failures: config.breaker_failures,
+                        percent: config.breaker_failure_percent,
+                        open_ms: config.breaker_open_ms.cast_signed(),
+                        open_max_ms: config.breaker_open_max_ms.max(config.breaker_open_ms).cast_signed(),
+                    },
                 },
                 held: HELD,
                 bytes: HELD_BYTES,
-                profile,
                 retry_after_cap_ms: config.retry_after_max_ms,
             },
             egress: Limits {
@@ -53,6 +65,8 @@ impl Settings {
                 ..Limits::default()
             },
             profile,
+            target_rate: (config.target_rate_per_second > 0).then_some(config.target_rate_per_second),
+            disable_after_ms: (config.disable_after_ms > 0).then_some(config.disable_after_ms),
         }
     }
 }
@@ -69,6 +83,6 @@ mod tests {
         assert_eq!(settings.book.gates.in_flight * 8, config.max_in_flight);
         let small = WebhooksConfig { max_in_flight: 1, per_target_in_flight: 64, ..config };
         let gates = Settings::new(&small, 8).book.gates;
-        assert_eq!((gates.in_flight, gates.target, gates.host), (1, 1, 1));
+        assert_eq!((gates.in_flight, gates.target, gates.host, gates.project), (1, 1, 1, 1));
     }
 }

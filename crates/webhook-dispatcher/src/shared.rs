@@ -1,16 +1,21 @@
 //! What all partitions of a dispatcher share.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use ringback_bus::Bus;
-use ringback_contracts::v1;
+use ringback_bus::{Bus, DeliveryAnnouncer};
+use ringback_contracts::{Message as _, v1};
+use ringback_domain::target::{FORMAT_RUNPOD_STRICT, REGISTERED_TARGET_BASE};
 use ringback_egress::Client;
 use ringback_store::Store;
+use ringback_store::deliveries::partition_of;
 use uuid::Uuid;
 
 use crate::bodies::Bodies;
-use crate::book::{ChainKey, Owed};
+use crate::book::{ChainKey, Owed, Place, Rates, Rules, Standing};
+use crate::directory::{Directory, View};
 use crate::keyring::Keyring;
 use crate::meters::Meters;
 use crate::settings::Settings;
@@ -20,7 +25,13 @@ pub(crate) struct Shared {
     pub settings: Settings,
     pub store: Store,
     pub bus: Bus,
+    pub announcer: DeliveryAnnouncer,
     pub client: Client,
+    pub directory: Directory,
+    pub rates: Arc<Rates>,
+    /// The rules for the targets of jobs: the operator's, and RunPod's for endpoints that want them.
+    pub rules: Arc<Rules>,
+    pub strict: Arc<Rules>,
     pub keyring: Keyring,
     pub bodies: Bodies,
     pub meters: Meters,
@@ -31,7 +42,12 @@ pub(crate) struct Shared {
 impl Shared {
     /// Reads a delivery; `None` for one that no correct sender makes. `from_message` says that its bytes are slices
     /// of a whole message, which they would keep in memory.
-    pub(crate) fn owed(&self, delivery: v1::Delivery, from_message: bool) -> Option<Owed> {
+    pub(crate) fn owed(
+        &self,
+        view: &View,
+        delivery: v1::Delivery,
+        from_message: bool,
+    ) -> Option<(Owed, Standing)> {
         let owner = Uuid::from_slice(&delivery.owner_id).ok()?;
         let mut body = delivery.body?;
         if from_message {
@@ -41,20 +57,67 @@ impl Shared {
                 }
             }
         }
-        let (host, path) = places(&delivery.url);
-        Some(Owed {
-            key: ChainKey { owner, target: delivery.target },
+        let target = delivery.target;
+        let standing = view.standing(target, delivery.event).unwrap_or_else(|| {
+            self.directory.ask(target);
+            Standing::Held
+        });
+        let project = delivery.project_id;
+        let (place, rules, url) = match view.served(target) {
+            None => {
+                let (host, path) = places(&delivery.url);
+                let rate = self.settings.target_rate;
+                let place =
+                    Place { project, target: self.gate(project, path), host: self.gate(project, host), rate };
+                let strict = delivery.format & FORMAT_RUNPOD_STRICT != 0;
+                (place, Arc::clone(if strict { &self.strict } else { &self.rules }), delivery.url)
+            }
+            Some(served) => {
+                let webhook = &served.webhook;
+                let (host, _) = places(webhook.url.as_deref().unwrap_or_default());
+                let place = Place {
+                    project,
+                    target: self.gate(project, &webhook.public_id),
+                    host: self.gate(project, host),
+                    rate: webhook.rate_per_second.or(self.settings.target_rate),
+                };
+                (place, Arc::clone(&served.rules), String::new())
+            }
+        };
+        let url = if target < REGISTERED_TARGET_BASE { url } else { String::new() };
+        let owed = Owed {
+            key: ChainKey { owner, target },
             seq: delivery.seq,
-            project: delivery.project_id,
             terminal: delivery.terminal,
             event: delivery.event,
-            gate: self.gate(delivery.project_id, path),
-            host: self.gate(delivery.project_id, host),
-            url: delivery.url,
+            format: delivery.format,
+            url,
             body,
             traceparent: delivery.traceparent,
             created_at_ms: delivery.created_at_ms,
-        })
+            replays: delivery.replays,
+            attempts_before: delivery.attempts_before,
+            place,
+            rules,
+        };
+        Some((owed, standing))
+    }
+
+    /// Announces deliveries that this process has inserted or opened again. What cannot be sent is found by sweeps.
+    pub(crate) async fn announce(&self, deliveries: Vec<v1::Delivery>) {
+        let partitions = self.store.facts().partitions;
+        let mut of: BTreeMap<u16, Vec<v1::Delivery>> = BTreeMap::new();
+        for delivery in deliveries {
+            of.entry(partition_of(&delivery.owner_id, partitions)).or_default().push(delivery);
+        }
+        for (partition, deliveries) in of {
+            let sent = self.announcer.announce(partition, |publisher, counter| {
+                v1::DeliveryEvents { publisher, counter, deliveries }.encode_to_vec().into()
+            });
+            if !sent.await {
+                tracing::debug!(partition, "deliveries were not announced");
+            }
+        }
     }
 
     fn gate(&self, project: i64, place: &str) -> u64 {

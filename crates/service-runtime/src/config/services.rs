@@ -33,6 +33,18 @@ section! {
         deadline_ms: u64 = 30_000,
         /// "default" or "runpod-strict".
         profile: WebhookProfile = WebhookProfile::Default,
+        /// POSTs per second to one target that has no rate of its own; 0 for no limit.
+        target_rate_per_second: u32 = 0,
+        /// Failures of one target in a row after which it is left alone for a while.
+        breaker_failures: u32 = 10,
+        /// Failed part of the latest 64 tries of one target after which it is left alone, in percent; above 100: never.
+        breaker_failure_percent: u32 = 90,
+        /// How long a target is left alone at first, in milliseconds; each failed probe doubles it.
+        breaker_open_ms: u64 = 1_000,
+        /// How long a target is left alone at most, in milliseconds.
+        breaker_open_max_ms: u64 = 60_000,
+        /// A registered webhook that only fails for this long is disabled, in milliseconds; 0 for never.
+        disable_after_ms: u64 = 432_000_000,
         /// Longest wait that a receiver may ask for with Retry-After, in milliseconds.
         retry_after_max_ms: u64 = 3_600_000,
         /// Part of a response body kept in the attempts log, in bytes.
@@ -58,6 +70,12 @@ impl WebhooksConfig {
         p.within("webhooks.per_target_in_flight", u64::from(self.per_target_in_flight), 1, 100_000);
         p.within("webhooks.max_in_flight", u64::from(self.max_in_flight), 1, 1_000_000);
         p.within("webhooks.deadline_ms", self.deadline_ms, 100, 600_000);
+        p.within("webhooks.target_rate_per_second", u64::from(self.target_rate_per_second), 0, 1_000_000);
+        p.within("webhooks.breaker_failures", u64::from(self.breaker_failures), 1, 1_000_000);
+        p.within("webhooks.breaker_failure_percent", u64::from(self.breaker_failure_percent), 1, 1_000);
+        p.within("webhooks.breaker_open_ms", self.breaker_open_ms, 1, 86_400_000);
+        p.within("webhooks.breaker_open_max_ms", self.breaker_open_max_ms, 1, 86_400_000);
+        p.within("webhooks.disable_after_ms", self.disable_after_ms, 0, 366 * 86_400_000);
         p.within("webhooks.partition_lease_ms", self.partition_lease_ms, 500, 600_000);
     }
 }

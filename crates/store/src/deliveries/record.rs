@@ -45,6 +45,12 @@ pub struct Outcome {
     pub last_error: Option<String>,
     /// The try itself, if it failed.
     pub failed: Option<FailedAttempt>,
+    /// How long the try that succeeded took.
+    pub duration_ms: Option<u64>,
+    /// Who acknowledged it.
+    pub address: Option<String>,
+    /// Which life of the delivery this is about: a replay that began meanwhile is not ended by it.
+    pub replays: u32,
 }
 
 /// A try that failed, for the attempts log.
@@ -62,6 +68,12 @@ pub struct FailedAttempt {
     pub address: Option<String>,
     /// The beginning of the answer's body.
     pub response: Option<Vec<u8>>,
+    /// Part of the duration: the name.
+    pub dns_ms: Option<u64>,
+    /// Part of the duration: a new connection with name, TCP and TLS.
+    pub connect_ms: Option<u64>,
+    /// From the start to the headers of the answer.
+    pub first_byte_ms: Option<u64>,
 }
 
 /// What [`record_outcomes`] did.
@@ -71,6 +83,8 @@ pub struct Recorded {
     pub changed: u64,
     /// Claims that are no longer true: the partition belongs to somebody else, nothing of it was written.
     pub lost: Vec<Claim>,
+    /// Deliveries that died by this very call: owner, seq, target.
+    pub died: Vec<(Uuid, u32, u32)>,
 }
 
 const CLAIMS: Rows = Rows {
@@ -80,22 +94,38 @@ const CLAIMS: Rows = Rows {
     after: ")",
 };
 
-const UPDATE: Rows = Rows {
-    name: "deliveries.record",
-    before: "WITH v (owner_id, seq, target, state, attempts, next_at, ended_at, status, error) AS (VALUES ",
-    casts: &["bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "text"],
-    // `+` keeps SQLite from walking the index of pending rows instead of looking up each key.
-    after: ") UPDATE deliveries SET state = v.state, attempts = v.attempts, next_attempt_at_ms = v.next_at, \
-            ended_at_ms = v.ended_at, last_status = v.status, last_error = v.error FROM v \
-            WHERE deliveries.owner_id = v.owner_id AND deliveries.seq = v.seq AND deliveries.target = v.target \
-            AND +deliveries.state = 0",
-};
+macro_rules! update {
+    ($name:literal, $returning:literal) => {
+        Rows {
+            name: $name,
+            before: "WITH v (owner_id, seq, target, state, attempts, next_at, ended_at, status, error, duration, \
+                     address, replays) AS (VALUES ",
+            casts: &[
+                "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "text", "bigint",
+                "text", "bigint",
+            ],
+            // `+` keeps SQLite from walking the index of pending rows instead of looking up each key.
+            after: concat!(
+                ") UPDATE deliveries SET state = v.state, attempts = v.attempts, next_attempt_at_ms = v.next_at, \
+                 ended_at_ms = v.ended_at, last_status = v.status, last_error = v.error, \
+                 duration_ms = v.duration, address = v.address FROM v \
+                 WHERE deliveries.owner_id = v.owner_id AND deliveries.seq = v.seq \
+                 AND deliveries.target = v.target AND deliveries.replays = v.replays AND +deliveries.state = 0",
+                $returning
+            ),
+        }
+    };
+}
+
+const UPDATE: Rows = update!("deliveries.record", "");
+const UPDATE_DEAD: Rows =
+    update!("deliveries.record_dead", " RETURNING deliveries.owner_id, deliveries.seq, deliveries.target");
 
 const ATTEMPTS: Rows = Rows {
     name: "delivery_attempts.insert",
     before: "INSERT INTO delivery_attempts (owner_id, seq, target, n, at_ms, duration_ms, status, error, address, \
-             response) VALUES ",
-    casts: &["", "", "", "", "", "", "", "", "", ""],
+             response, dns_ms, connect_ms, first_byte_ms) VALUES ",
+    casts: &[""; 13],
     after: " ON CONFLICT (owner_id, seq, target, n) DO NOTHING",
 };
 
@@ -121,21 +151,18 @@ pub async fn record_outcomes(tx: &WriteTx, outcomes: &[Outcome]) -> Result<Recor
     let holds = |claim: &Claim| epochs.get(&i64::from(claim.partition)) == Some(&claim.epoch);
     let lost: Vec<Claim> = claims.iter().copied().filter(|claim| !holds(claim)).collect();
     let mine: Vec<&Outcome> = outcomes.iter().filter(|outcome| holds(&outcome.claim)).collect();
-    let changed = UPDATE
-        .execute(tx.conn(), &mine, |o, v| {
-            v.extend([
-                sql::id(o.owner.as_bytes()),
-                sql::int(o.seq),
-                sql::int(o.target),
-                sql::int(o.state.code()),
-                sql::int(o.attempts),
-                Value::BigInt(o.next_attempt_at_ms),
-                Value::BigInt(o.ended_at_ms),
-                sql::opt_int(o.last_status),
-                Value::from(o.last_error.clone()),
-            ]);
-        })
-        .await?;
+    let (dead, others): (Vec<&Outcome>, Vec<&Outcome>) =
+        mine.iter().partition(|outcome| outcome.state == DeliveryState::Dead);
+    let mut changed = UPDATE.execute(tx.conn(), &others, |o, v| values(o, v)).await?;
+    let mut died = Vec::with_capacity(dead.len());
+    for row in &UPDATE_DEAD.query(tx.conn(), &dead, |o, v| values(o, v)).await? {
+        died.push((
+            super::load::read_owner(row, 0)?,
+            sql::get_u32(row, 1, "deliveries.seq")?,
+            sql::get_u32(row, 2, "deliveries.target")?,
+        ));
+        changed += 1;
+    }
     let failed: Vec<(&Outcome, &FailedAttempt)> =
         mine.iter().filter_map(|o| o.failed.as_ref().map(|failed| (*o, failed))).collect();
     ATTEMPTS
@@ -151,8 +178,28 @@ pub async fn record_outcomes(tx: &WriteTx, outcomes: &[Outcome]) -> Result<Recor
                 Value::from(f.error.clone()),
                 Value::from(f.address.clone()),
                 Value::from(f.response.clone()),
+                sql::opt_int(f.dns_ms),
+                sql::opt_int(f.connect_ms),
+                sql::opt_int(f.first_byte_ms),
             ]);
         })
         .await?;
-    Ok(Recorded { changed, lost })
+    Ok(Recorded { changed, lost, died })
+}
+
+fn values(o: &Outcome, v: &mut Vec<Value>) {
+    v.extend([
+        sql::id(o.owner.as_bytes()),
+        sql::int(o.seq),
+        sql::int(o.target),
+        sql::int(o.state.code()),
+        sql::int(o.attempts),
+        Value::BigInt(o.next_attempt_at_ms),
+        Value::BigInt(o.ended_at_ms),
+        sql::opt_int(o.last_status),
+        Value::from(o.last_error.clone()),
+        sql::opt_int(o.duration_ms),
+        Value::from(o.address.clone()),
+        sql::int(o.replays),
+    ]);
 }

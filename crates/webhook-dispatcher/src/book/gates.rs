@@ -1,17 +1,17 @@
-//! Who may be in flight: fair turns over targets, a cap per target and per host, both shrinking with failures.
+//! Who may be in flight: fair turns over projects, then over their targets; a cap per target and per host, both
+//! shrinking with failures; a breaker and a rate per target.
 //!
-//! A target is one URL without its query, for one project; a host is scheme, name and port, for one project. Answers
-//! that say "overloaded" or "broken" shrink the target; only faults of the transport shrink the host, because one bad
-//! path does not make its neighbours bad (P9).
+//! A target is a registered webhook, or one URL without its query, for one project; a host is scheme, name and port,
+//! for one project. Answers that say "overloaded" or "broken" shrink the target; only faults of the transport shrink
+//! the host, because one bad path does not make its neighbours bad (P9).
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::ChainKey;
+use super::breaker::{Breaker, BreakerLimits, Pass};
+use super::rates::Rates;
 
-/// Failures in a row after which a target is left alone for a while between tries.
-const PAUSE_AFTER: u32 = 8;
-const FIRST_PAUSE_MS: i64 = 50;
-const LONGEST_PAUSE_MS: i64 = 5_000;
 /// Failures in a row after which a target may hold only a few deliveries in memory.
 const FAILING_AFTER: u32 = 4;
 /// How many these are.
@@ -30,8 +30,27 @@ pub(crate) struct GateLimits {
     pub target: u32,
     /// In flight to one host.
     pub host: u32,
+    /// In flight of one project.
+    pub project: u32,
     /// Deliveries of one target or host in memory.
     pub quota: u32,
+    /// Deliveries of one project in memory.
+    pub project_quota: u32,
+    /// When a target is left alone.
+    pub breaker: BreakerLimits,
+}
+
+/// Through which gates a delivery goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The project that owes it.
+    pub project: i64,
+    /// Its target.
+    pub target: u64,
+    /// Its host.
+    pub host: u64,
+    /// POSTs per second that its target takes.
+    pub rate: Option<u32>,
 }
 
 /// How a try ended, as far as the gates care.
@@ -55,28 +74,22 @@ struct Gate {
     max: u32,
     floor: u32,
     failures: u32,
-    paused_until_ms: i64,
 }
 
 impl Gate {
     fn new(max: u32, floor: u32) -> Self {
         let max = max.max(1);
-        Self { in_flight: 0, held: 0, cap: max, max, floor: floor.min(max), failures: 0, paused_until_ms: 0 }
+        Self { in_flight: 0, held: 0, cap: max, max, floor: floor.min(max), failures: 0 }
     }
 
     fn good(&mut self) {
         self.failures = 0;
-        self.paused_until_ms = 0;
         self.cap = (self.cap + 1).min(self.max);
     }
 
-    fn bad(&mut self, now_ms: i64) {
+    fn bad(&mut self) {
         self.failures = self.failures.saturating_add(1);
         self.cap = (self.cap / 2).max(self.floor);
-        if let Some(over) = self.failures.checked_sub(PAUSE_AFTER) {
-            let pause = FIRST_PAUSE_MS << over.min(10);
-            self.paused_until_ms = now_ms + pause.min(LONGEST_PAUSE_MS);
-        }
     }
 
     fn quota(&self, limit: u32) -> u32 {
@@ -87,22 +100,108 @@ impl Gate {
 #[derive(Debug)]
 struct Target {
     gate: Gate,
+    breaker: Breaker,
+    project: i64,
     host: u64,
+    rate: Option<u32>,
     ready: VecDeque<ChainKey>,
-    /// In the turns, or with the blocked ones of its host.
+    /// In the turns, or with the blocked ones of its host or project.
     queued: bool,
-    /// A wake-up is set for the end of its pause.
+    /// A wake-up is set for the time when it may go on.
     sleeping: bool,
     /// Something of it was left in SQL for want of room.
     deferred: bool,
 }
 
+impl Target {
+    /// Whether another one may fly as far as the target itself is concerned; a half-open breaker lets one pass.
+    fn has_place(&self) -> bool {
+        let cap = if self.breaker.is_open() { 1 } else { self.gate.cap };
+        self.gate.in_flight < cap
+    }
+
+    /// The next chain: in turn, but the oldest where it is a probe.
+    fn pop(&mut self, probe: bool) -> Option<ChainKey> {
+        if !probe {
+            return self.ready.pop_front();
+        }
+        // Owners are UUIDv7: their order is the order of time.
+        let at = self.ready.iter().enumerate().min_by_key(|(_, key)| key.owner).map(|(at, _)| at)?;
+        self.ready.remove(at)
+    }
+}
+
+/// What several targets share: a host, or a project.
 #[derive(Debug)]
-struct Host {
+struct Common {
     gate: Gate,
     blocked: VecDeque<u64>,
     /// Something of it was left in SQL for want of room.
     deferred: bool,
+}
+
+impl Common {
+    fn new(max: u32, floor: u32) -> Self {
+        Self { gate: Gate::new(max, floor), blocked: VecDeque::new(), deferred: false }
+    }
+
+    fn is_full(&self) -> bool {
+        self.gate.in_flight >= self.gate.cap
+    }
+
+    /// Remembers that something was left out when there is no room in memory.
+    fn admits(&mut self, limit: u32) -> bool {
+        let admits = self.gate.held < self.gate.quota(limit);
+        self.deferred |= !admits;
+        admits
+    }
+
+    /// One left memory; whether something left in SQL has room now.
+    fn release(&mut self, limit: u32) -> bool {
+        self.gate.held = self.gate.held.saturating_sub(1);
+        let refill = self.deferred && self.gate.held <= self.gate.quota(limit) / 2;
+        self.deferred &= !refill;
+        refill
+    }
+
+    /// The targets that may go on now.
+    fn unblock(&mut self) -> std::collections::vec_deque::Drain<'_, u64> {
+        let free = self.gate.cap.saturating_sub(self.gate.in_flight) as usize;
+        self.blocked.drain(..free.min(self.blocked.len()))
+    }
+
+    fn is_idle(&self) -> bool {
+        self.gate.held == 0 && self.gate.in_flight == 0 && self.blocked.is_empty()
+    }
+}
+
+/// Fair turns: projects one after the other, each with its targets one after the other.
+#[derive(Debug, Default)]
+struct Turns {
+    projects: VecDeque<i64>,
+    targets: HashMap<i64, VecDeque<u64>>,
+}
+
+impl Turns {
+    fn push(&mut self, project: i64, target: u64) {
+        let queue = self.targets.entry(project).or_default();
+        if queue.is_empty() {
+            self.projects.push_back(project);
+        }
+        queue.push_back(target);
+    }
+
+    fn pop(&mut self) -> Option<u64> {
+        let project = self.projects.pop_front()?;
+        let queue = self.targets.get_mut(&project)?;
+        let target = queue.pop_front();
+        if queue.is_empty() {
+            self.targets.remove(&project);
+        } else {
+            self.projects.push_back(project);
+        }
+        target
+    }
 }
 
 /// What [`Gates::next`] found.
@@ -110,11 +209,11 @@ struct Host {
 pub(crate) enum Turn {
     /// This chain may fly.
     Fly(ChainKey),
-    /// Nobody before this target's pause is over: wake it then, and ask again.
+    /// This target may go on only later, by its breaker or its rate: wake it then, and ask again.
     Sleep {
         /// The target.
         target: u64,
-        /// The end of its pause.
+        /// When.
         until_ms: i64,
     },
 }
@@ -123,31 +222,46 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Gates {
     limits: GateLimits,
+    rates: Arc<Rates>,
     in_flight: u32,
     targets: HashMap<u64, Target>,
-    hosts: HashMap<u64, Host>,
-    turns: VecDeque<u64>,
+    hosts: HashMap<u64, Common>,
+    projects: HashMap<i64, Common>,
+    turns: Turns,
 }
 
 impl Gates {
-    pub(crate) fn new(limits: GateLimits) -> Self {
-        Self { limits, in_flight: 0, targets: HashMap::new(), hosts: HashMap::new(), turns: VecDeque::new() }
+    pub(crate) fn new(limits: GateLimits, rates: Arc<Rates>) -> Self {
+        Self {
+            limits,
+            rates,
+            in_flight: 0,
+            targets: HashMap::new(),
+            hosts: HashMap::new(),
+            projects: HashMap::new(),
+            turns: Turns::default(),
+        }
     }
 
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
-    /// Whether there is room for one more delivery of this target in memory; if not, that is remembered.
-    pub(crate) fn admits(&mut self, target: u64, host: u64) -> bool {
+    /// Targets whose breaker is not closed.
+    pub(crate) fn open_breakers(&self) -> usize {
+        self.targets.values().filter(|t| t.breaker.is_open()).count()
+    }
+
+    /// Whether there is room for one more delivery in memory; if not, that is remembered.
+    pub(crate) fn admits(&mut self, place: &Place) -> bool {
         let limit = self.limits.quota;
-        if let Some(h) = self.hosts.get_mut(&host)
-            && h.gate.held >= h.gate.quota(limit)
+        let project_limit = self.limits.project_quota;
+        if self.projects.get_mut(&place.project).is_some_and(|p| !p.admits(project_limit))
+            || self.hosts.get_mut(&place.host).is_some_and(|h| !h.admits(limit))
         {
-            h.deferred = true;
             return false;
         }
-        match self.targets.get_mut(&target) {
+        match self.targets.get_mut(&place.target) {
             Some(t) if t.gate.held >= t.gate.quota(limit) => {
                 t.deferred = true;
                 false
@@ -156,45 +270,53 @@ impl Gates {
         }
     }
 
-    pub(crate) fn hold(&mut self, target: u64, host: u64) {
-        self.target(target, host).gate.held += 1;
-        self.host(host).gate.held += 1;
+    pub(crate) fn hold(&mut self, place: &Place) {
+        self.target(place).gate.held += 1;
+        if let Some(host) = self.hosts.get_mut(&place.host) {
+            host.gate.held += 1;
+        }
+        if let Some(project) = self.projects.get_mut(&place.project) {
+            project.gate.held += 1;
+        }
     }
 
-    /// One delivery of the target left memory. Answers whether something left in SQL has room now.
-    pub(crate) fn release(&mut self, target: u64, host: u64) -> bool {
+    /// One delivery left memory. Answers whether something left in SQL has room now.
+    pub(crate) fn release(&mut self, place: &Place) -> bool {
         let limit = self.limits.quota;
         let mut refill = false;
-        if let Some(h) = self.hosts.get_mut(&host) {
-            h.gate.held = h.gate.held.saturating_sub(1);
-            if h.deferred && h.gate.held <= h.gate.quota(limit) / 2 {
-                h.deferred = false;
-                refill = true;
+        if let Some(p) = self.projects.get_mut(&place.project) {
+            refill |= p.release(self.limits.project_quota);
+            if p.is_idle() {
+                self.projects.remove(&place.project);
             }
         }
-        if let Some(t) = self.targets.get_mut(&target) {
+        if let Some(h) = self.hosts.get_mut(&place.host) {
+            refill |= h.release(limit);
+            if h.is_idle() && h.gate.failures == 0 {
+                self.hosts.remove(&place.host);
+            }
+        }
+        if let Some(t) = self.targets.get_mut(&place.target) {
             t.gate.held = t.gate.held.saturating_sub(1);
             if t.deferred && t.gate.held <= t.gate.quota(limit) / 2 {
                 t.deferred = false;
                 refill = true;
             }
-            if t.gate.held == 0 && t.gate.failures == 0 && !t.queued && !t.sleeping {
-                self.targets.remove(&target);
+            let idle = t.gate.held == 0 && t.gate.in_flight == 0 && !t.queued && !t.sleeping;
+            if idle && t.gate.failures == 0 && !t.breaker.is_open() {
+                self.targets.remove(&place.target);
             }
-        }
-        if self.hosts.get(&host).is_some_and(|h| {
-            h.gate.held == 0 && h.gate.failures == 0 && h.blocked.is_empty() && h.gate.in_flight == 0
-        }) {
-            self.hosts.remove(&host);
         }
         self.forget();
         refill
     }
 
-    /// A chain of the target waits for its turn.
-    pub(crate) fn push(&mut self, target: u64, host: u64, key: ChainKey) {
-        self.target(target, host).ready.push_back(key);
-        self.queue(target);
+    /// A chain waits for its turn.
+    pub(crate) fn push(&mut self, place: &Place, key: ChainKey) {
+        let target = self.target(place);
+        (target.rate, target.host) = (place.rate, place.host);
+        target.ready.push_back(key);
+        self.queue(place.target);
     }
 
     /// Takes a waiting chain out again. Rare, so it may look through the queue.
@@ -218,28 +340,39 @@ impl Gates {
     /// The next chain that may fly, and counts it as flying; `None` when nobody may.
     pub(crate) fn next(&mut self, now_ms: i64) -> Option<Turn> {
         while self.in_flight < self.limits.in_flight {
-            let target = self.turns.pop_front()?;
+            let target = self.turns.pop()?;
             let Some(t) = self.targets.get_mut(&target) else { continue };
             t.queued = false;
-            if t.ready.is_empty() || t.gate.in_flight >= t.gate.cap {
+            if t.ready.is_empty() || t.sleeping {
                 continue;
             }
-            if t.gate.paused_until_ms > now_ms {
-                if t.sleeping {
-                    continue;
-                }
+            let pass = t.breaker.pass(now_ms);
+            if let Pass::NotBefore(until_ms) = pass {
                 t.sleeping = true;
-                return Some(Turn::Sleep { target, until_ms: t.gate.paused_until_ms });
+                return Some(Turn::Sleep { target, until_ms });
+            }
+            if !t.has_place() {
+                continue;
             }
             let Some(host) = self.hosts.get_mut(&t.host) else { continue };
-            if host.gate.in_flight >= host.gate.cap {
+            let Some(project) = self.projects.get_mut(&t.project) else { continue };
+            let full =
+                if host.is_full() { Some(&mut *host) } else { Some(&mut *project).filter(|p| p.is_full()) };
+            if let Some(full) = full {
                 t.queued = true;
-                host.blocked.push_back(target);
+                full.blocked.push_back(target);
                 continue;
             }
-            let Some(key) = t.ready.pop_front() else { continue };
+            if let Some(rate) = t.rate
+                && let Err(until_ms) = self.rates.take(target, rate, now_ms)
+            {
+                t.sleeping = true;
+                return Some(Turn::Sleep { target, until_ms });
+            }
+            let Some(key) = t.pop(pass == Pass::Probe) else { continue };
             t.gate.in_flight += 1;
             host.gate.in_flight += 1;
+            project.gate.in_flight += 1;
             self.in_flight += 1;
             self.queue(target);
             return Some(Turn::Fly(key));
@@ -248,29 +381,42 @@ impl Gates {
     }
 
     /// A flight ended.
-    pub(crate) fn landed(&mut self, target: u64, host: u64, flow: Flow, now_ms: i64) {
+    pub(crate) fn landed(&mut self, place: &Place, flow: Flow, now_ms: i64) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let Some(t) = self.targets.get_mut(&target) {
+        if let Some(t) = self.targets.get_mut(&place.target) {
             t.gate.in_flight = t.gate.in_flight.saturating_sub(1);
             match flow {
-                Flow::Good => t.gate.good(),
+                Flow::Good => {
+                    t.gate.good();
+                    t.breaker.good();
+                }
                 Flow::Neutral => {}
-                Flow::Bad | Flow::Dead => t.gate.bad(now_ms),
+                Flow::Bad | Flow::Dead => {
+                    t.gate.bad();
+                    t.breaker.bad(now_ms);
+                }
             }
         }
-        self.queue(target);
-        let Some(h) = self.hosts.get_mut(&host) else { return };
-        h.gate.in_flight = h.gate.in_flight.saturating_sub(1);
-        match flow {
-            Flow::Good | Flow::Neutral | Flow::Bad => h.gate.good(),
-            Flow::Dead => h.gate.bad(now_ms),
+        self.queue(place.target);
+        if let Some(p) = self.projects.get_mut(&place.project) {
+            p.gate.in_flight = p.gate.in_flight.saturating_sub(1);
+            for target in p.unblock() {
+                self.turns.push(place.project, target);
+            }
         }
-        let free = h.gate.cap.saturating_sub(h.gate.in_flight) as usize;
-        let unblocked = free.min(h.blocked.len());
-        self.turns.extend(h.blocked.drain(..unblocked));
+        if let Some(h) = self.hosts.get_mut(&place.host) {
+            h.gate.in_flight = h.gate.in_flight.saturating_sub(1);
+            match flow {
+                Flow::Good | Flow::Neutral | Flow::Bad => h.gate.good(),
+                Flow::Dead => h.gate.bad(),
+            }
+            for target in h.unblock() {
+                self.turns.push(place.project, target);
+            }
+        }
     }
 
-    /// The pause of a target is over.
+    /// A target may go on.
     pub(crate) fn wake(&mut self, target: u64) {
         if let Some(t) = self.targets.get_mut(&target) {
             t.sleeping = false;
@@ -281,30 +427,28 @@ impl Gates {
     fn queue(&mut self, target: u64) {
         if let Some(t) = self.targets.get_mut(&target)
             && !t.queued
+            && !t.sleeping
             && !t.ready.is_empty()
-            && t.gate.in_flight < t.gate.cap
+            && t.has_place()
         {
             t.queued = true;
-            self.turns.push_back(target);
+            self.turns.push(t.project, target);
         }
     }
 
-    fn target(&mut self, target: u64, host: u64) -> &mut Target {
-        self.host(host);
-        self.targets.entry(target).or_insert_with(|| Target {
-            gate: Gate::new(self.limits.target, 1),
-            host,
+    fn target(&mut self, place: &Place) -> &mut Target {
+        let limits = self.limits;
+        self.projects.entry(place.project).or_insert_with(|| Common::new(limits.project, limits.project));
+        self.hosts.entry(place.host).or_insert_with(|| Common::new(limits.host, HOST_FLOOR));
+        self.targets.entry(place.target).or_insert_with(|| Target {
+            gate: Gate::new(limits.target, 1),
+            breaker: Breaker::new(limits.breaker),
+            project: place.project,
+            host: place.host,
+            rate: place.rate,
             ready: VecDeque::new(),
             queued: false,
             sleeping: false,
-            deferred: false,
-        })
-    }
-
-    fn host(&mut self, host: u64) -> &mut Host {
-        self.hosts.entry(host).or_insert_with(|| Host {
-            gate: Gate::new(self.limits.host, HOST_FLOOR),
-            blocked: VecDeque::new(),
             deferred: false,
         })
     }
@@ -314,7 +458,7 @@ impl Gates {
             self.targets.retain(|_, t| t.gate.held > 0 || t.gate.in_flight > 0 || t.queued || t.sleeping);
         }
         if self.hosts.len() > REMEMBERED {
-            self.hosts.retain(|_, h| h.gate.held > 0 || h.gate.in_flight > 0 || !h.blocked.is_empty());
+            self.hosts.retain(|_, h| !h.is_idle());
         }
     }
 }

@@ -3,11 +3,14 @@
 //! Rules (DESIGN 6): deliveries of one job to one target go in order, different jobs in parallel. A delivery is
 //! eligible when no lower one of its chain is pending. When a job has ended, notices of earlier states that have
 //! failed once, and those behind them, are superseded; those that were never tried still get their one try, so that
-//! a quick job tells all its states.
+//! a quick job tells all its states. A target with strict order supersedes nothing: each one waits until the one
+//! before it is acknowledged or given up. A replay is sent as asked: nothing supersedes it.
 //!
 //! Nothing here is the only copy: everything can be dropped from memory and read again from SQL.
 
+mod breaker;
 mod gates;
+mod rates;
 mod settled;
 #[cfg(test)]
 mod tests;
@@ -17,13 +20,16 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use ringback_contracts::v1;
-use ringback_domain::webhook::response::{Profile, Reason, Verdict};
-use ringback_domain::webhook::schedule::{self, Failed, Next};
+use ringback_domain::target::REGISTERED_TARGET_BASE;
+use ringback_domain::webhook::response::{Profile, Reason, TransportFault, Verdict};
+use ringback_domain::webhook::schedule::{self, Failed, Next, Schedule};
 use ringback_store::deliveries::{DeliveryState, FailedAttempt};
 use uuid::Uuid;
 
+pub(crate) use self::breaker::BreakerLimits;
 use self::gates::Gates;
-pub(crate) use self::gates::{Flow, GateLimits, Turn};
+pub(crate) use self::gates::{Flow, GateLimits, Place, Turn};
+pub(crate) use self::rates::Rates;
 use self::settled::SettledMemory;
 
 /// Waits longer than this are spent in SQL; the sweep brings the delivery back.
@@ -36,22 +42,37 @@ pub(crate) struct ChainKey {
     pub target: u32,
 }
 
-/// A delivery's unchanging part.
+/// How a target wants to be served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// Which answers acknowledge.
+    pub profile: Profile,
+    /// When to try again.
+    pub schedule: Schedule,
+    /// Nothing is superseded, everything climbs the whole ladder.
+    pub strict_order: bool,
+}
+
+/// A delivery's unchanging part, until it is replayed.
 #[derive(Debug)]
 pub(crate) struct Owed {
     pub key: ChainKey,
     pub seq: u32,
-    pub project: i64,
     pub terminal: bool,
     pub event: u32,
+    /// What the body is: see `deliveries.format`.
+    pub format: u32,
+    /// Empty for a registered webhook: its URL is the one it has when it is sent to.
     pub url: String,
     pub body: v1::BodyParts,
     pub traceparent: String,
     pub created_at_ms: i64,
-    /// Which gate it passes: URL without query, for one project.
-    pub gate: u64,
-    /// Which host it passes: scheme, name and port, for one project.
-    pub host: u64,
+    /// How often it was asked for again.
+    pub replays: u32,
+    /// Tries before that: they do not count for its schedule.
+    pub attempts_before: u32,
+    pub place: Place,
+    pub rules: Arc<Rules>,
 }
 
 impl Owed {
@@ -71,10 +92,22 @@ impl Owed {
     }
 }
 
+/// Whether anything may be sent to a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Yes.
+    Live,
+    /// Not now: it is paused, or not known yet. What is owed stays in SQL.
+    Held,
+    /// Never more: what is owed ends in this state, for this reason.
+    Ended(DeliveryState, &'static str),
+}
+
 /// A delivery offered to the book.
 #[derive(Debug)]
 pub(crate) struct Offered {
     pub owed: Owed,
+    pub standing: Standing,
     pub attempts: u32,
     pub due_at_ms: i64,
     pub source: Source,
@@ -96,7 +129,7 @@ pub(crate) enum Offer {
     Taken,
     /// It was there already.
     Known,
-    /// Its target has no room; it stays in SQL.
+    /// Its target has no room, or takes nothing now; it stays in SQL.
     Deferred,
     /// Memory is full; it stays in SQL.
     Full,
@@ -122,6 +155,21 @@ pub(crate) struct Tried {
     pub detail: Option<String>,
     pub address: Option<String>,
     pub response: Option<Vec<u8>>,
+    /// Parts of the duration, in ms, where they were measured: name, connection, headers of the answer.
+    pub dns_ms: Option<u64>,
+    pub connect_ms: Option<u64>,
+    pub first_byte_ms: Option<u64>,
+}
+
+/// What a try says about its receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// It acknowledges.
+    Works,
+    /// It does not.
+    Fails,
+    /// It said 410.
+    Gone,
 }
 
 /// A delivery's new state, to be written down.
@@ -136,6 +184,15 @@ pub(crate) struct Change {
     pub last_status: Option<u16>,
     pub last_error: Option<String>,
     pub failed: Option<FailedAttempt>,
+    /// How long the try that succeeded took, and who answered.
+    pub duration_ms: Option<u64>,
+    pub address: Option<String>,
+    /// Which life of the delivery this is about.
+    pub replays: u32,
+    pub project: i64,
+    pub event: u32,
+    /// What the try said about the receiver, if there was one.
+    pub sign: Option<Sign>,
     /// For metrics: when it was owed.
     pub created_at_ms: i64,
 }
@@ -146,7 +203,6 @@ pub(crate) struct BookLimits {
     pub gates: GateLimits,
     pub held: usize,
     pub bytes: usize,
-    pub profile: Profile,
     pub retry_after_cap_ms: u64,
 }
 
@@ -196,21 +252,24 @@ pub(crate) struct Book {
     bytes: usize,
     changes: Vec<Change>,
     checks: Vec<Uuid>,
+    /// The targets of a job whose chains wait for SQL.
+    checking: HashMap<Uuid, Vec<u32>>,
     refill: bool,
 }
 
 impl Book {
-    pub(crate) fn new(limits: BookLimits) -> Self {
+    pub(crate) fn new(limits: BookLimits, rates: Arc<Rates>) -> Self {
         Self {
             limits,
             chains: HashMap::new(),
-            gates: Gates::new(limits.gates),
+            gates: Gates::new(limits.gates, rates),
             settled: SettledMemory::default(),
             wakes: BinaryHeap::new(),
             held: 0,
             bytes: 0,
             changes: Vec::new(),
             checks: Vec::new(),
+            checking: HashMap::new(),
             refill: false,
         }
     }
@@ -222,6 +281,11 @@ impl Book {
 
     pub(crate) fn in_flight(&self) -> u32 {
         self.gates.in_flight()
+    }
+
+    /// Targets that are left alone because they fail.
+    pub(crate) fn open_breakers(&self) -> usize {
+        self.gates.open_breakers()
     }
 
     /// Whether so much room is free that another page may be read.
@@ -251,22 +315,30 @@ impl Book {
 
     /// Takes a pending delivery into memory.
     pub(crate) fn offer(&mut self, offered: Offered, now_ms: i64) -> Offer {
-        let Offered { owed, attempts, due_at_ms, source } = offered;
+        let Offered { owed, standing, attempts, due_at_ms, source } = offered;
         let (key, seq) = (owed.key, owed.seq);
-        let settled = self.settled.get(&key).copied().unwrap_or_default();
-        if settled.has(seq) {
+        if self.settled.has(&key, seq, owed.replays) {
             return Offer::Known;
         }
-        if settled.gone {
+        if self.knows(&owed, attempts, due_at_ms, source, now_ms) {
+            return Offer::Known;
+        }
+        match standing {
+            Standing::Live => {}
+            Standing::Held => return Offer::Deferred,
+            Standing::Ended(state, why) => {
+                self.settle_unsent(&owed, attempts, state, Some(why), now_ms);
+                return Offer::Taken;
+            }
+        }
+        let settled = self.settled.get(&key).copied().unwrap_or_default();
+        if settled.gone && owed.replays == 0 {
             self.settle_unsent(&owed, attempts, DeliveryState::Dead, Some("target_gone"), now_ms);
             return Offer::Taken;
         }
-        if !owed.terminal && settled.told_end_after(seq) {
+        if may_be_superseded(&owed) && settled.told_end_after(seq) {
             self.settle_unsent(&owed, attempts, DeliveryState::Superseded, None, now_ms);
             return Offer::Taken;
-        }
-        if self.knows(key, seq, due_at_ms, source, now_ms) {
-            return Offer::Known;
         }
         let chain = self.chains.get(&key);
         // A chain in memory takes all of its own, or its order would be lost.
@@ -274,7 +346,7 @@ impl Book {
             if self.held >= self.limits.held || self.bytes >= self.limits.bytes {
                 return Offer::Full;
             }
-            if !self.gates.admits(owed.gate, owed.host) {
+            if !self.gates.admits(&owed.place) {
                 return Offer::Deferred;
             }
         }
@@ -284,8 +356,9 @@ impl Book {
         let check = match source {
             // A target that hears only of ends has gaps in its numbers; within the first run nothing precedes one.
             // The end of an earlier run may wait in SQL for its next try, though what followed it was superseded.
+            Source::Announced { .. } if owed.replays > 0 => !lower_known,
             Source::Announced { run } if run > 1 => chain.is_none() || !lower_known,
-            Source::Announced { .. } => !lower_known && !owed.terminal,
+            Source::Announced { .. } => !lower_known && (owed.rules.strict_order || !owed.terminal),
             Source::Read => false,
         };
         self.insert(owed, attempts, due_at_ms, check, now_ms);
@@ -293,12 +366,18 @@ impl Book {
     }
 
     /// Whether the delivery is in memory. One that was held back (a batch that was not open yet) may have been read
-    /// with its later time; its announcement says that it is due now.
-    fn knows(&mut self, key: ChainKey, seq: u32, due_at_ms: i64, source: Source, now_ms: i64) -> bool {
+    /// with its later time: an announcement, or SQL, says that it is due now. Nothing hurries a retry.
+    fn knows(&mut self, owed: &Owed, attempts: u32, due_at_ms: i64, source: Source, now_ms: i64) -> bool {
+        let key = owed.key;
         let Some(chain) = self.chains.get_mut(&key) else { return false };
-        let Some(at) = chain.entries.iter().position(|e| e.owed.seq == seq) else { return false };
+        let Some(at) = chain.entries.iter().position(|e| e.owed.seq == owed.seq) else { return false };
+        let flying = at == 0 && chain.phase == Phase::Flying;
         let entry = &mut chain.entries[at];
-        if source != Source::Read && entry.attempts == 0 && due_at_ms < entry.due_at_ms {
+        let held_back = match source {
+            Source::Announced { .. } => entry.attempts == entry.owed.attempts_before,
+            Source::Read => entry.attempts == attempts,
+        };
+        if held_back && !flying && due_at_ms < entry.due_at_ms {
             entry.due_at_ms = due_at_ms;
             if at == 0 && chain.phase == Phase::Waiting {
                 self.advance(key, now_ms);
@@ -311,13 +390,18 @@ impl Book {
         let (key, seq) = (owed.key, owed.seq);
         self.held += 1;
         self.bytes += owed.bytes();
-        self.gates.hold(owed.gate, owed.host);
+        self.gates.hold(&owed.place);
         // Only the number of former tries is stored; they were at least the first wait apart.
+        let tries = attempts.saturating_sub(owed.attempts_before);
         let first_try_at_ms =
-            (attempts > 0).then(|| due_at_ms - i64::from(attempts) * schedule::LADDER_MS[0].cast_signed());
+            (tries > 0).then(|| due_at_ms - i64::from(tries) * schedule::LADDER_MS[0].cast_signed());
         let entry = Entry { owed: Arc::new(owed), attempts, first_try_at_ms, due_at_ms };
         if check {
             self.checks.push(key.owner);
+            let targets = self.checking.entry(key.owner).or_default();
+            if !targets.contains(&key.target) {
+                targets.push(key.target);
+            }
         }
         let Some(chain) = self.chains.get_mut(&key) else {
             self.chains.insert(key, Chain { entries: vec![entry], phase: Phase::Waiting, check });
@@ -333,7 +417,7 @@ impl Book {
             Phase::Ready if at > 0 && !check => chain.entries.insert(at, entry),
             Phase::Ready => {
                 if let Some(head) = chain.entries.first() {
-                    self.gates.withdraw(head.owed.gate, key);
+                    self.gates.withdraw(head.owed.place.target, key);
                 }
                 chain.entries.insert(at, entry);
                 self.advance(key, now_ms);
@@ -347,10 +431,9 @@ impl Book {
 
     /// SQL was read for these jobs and what is pending was offered: their chains may go on.
     pub(crate) fn checked(&mut self, owners: &[Uuid], now_ms: i64) {
-        for &owner in owners {
-            // A job has at most two targets, a batch one.
-            for target in 0..2 {
-                let key = ChainKey { owner, target };
+        for owner in owners {
+            for target in self.checking.remove(owner).unwrap_or_default() {
+                let key = ChainKey { owner: *owner, target };
                 if let Some(chain) = self.chains.get_mut(&key) {
                     chain.check = false;
                     if chain.phase == Phase::Checking {
@@ -358,6 +441,24 @@ impl Book {
                     }
                 }
             }
+        }
+    }
+
+    /// The rules of a registered webhook have changed: all of it that does not fly leaves memory and is read again.
+    pub(crate) fn drop_target(&mut self, target: u32) {
+        let keys: Vec<ChainKey> = self
+            .chains
+            .iter()
+            .filter(|(key, chain)| key.target == target && chain.phase != Phase::Flying)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            if let Some(chain) = self.chains.get(&key)
+                && let (Phase::Ready, Some(head)) = (chain.phase, chain.entries.first())
+            {
+                self.gates.withdraw(head.owed.place.target, key);
+            }
+            self.drop_chain(key);
         }
     }
 
@@ -399,7 +500,7 @@ impl Book {
 
     /// A flight could not begin for a reason of ours: it is not a try, and comes back after `wait_ms`.
     pub(crate) fn postpone(&mut self, owed: &Owed, wait_ms: i64, now_ms: i64) {
-        self.gates.landed(owed.gate, owed.host, Flow::Neutral, now_ms);
+        self.gates.landed(&owed.place, Flow::Neutral, now_ms);
         if let Some(chain) = self.chains.get_mut(&owed.key)
             && let Some(head) = chain.entries.first_mut()
         {
@@ -412,30 +513,27 @@ impl Book {
 
     /// A flight ended. `jitter` is a random number in `0.0..1.0`.
     pub(crate) fn land(&mut self, owed: &Owed, tried: Tried, now_ms: i64, jitter: f64) {
-        self.gates.landed(owed.gate, owed.host, tried.flow, now_ms);
+        self.gates.landed(&owed.place, tried.flow, now_ms);
         let Some(chain) = self.chains.get_mut(&owed.key) else { return };
         let Some(head) = chain.entries.first_mut() else { return };
         chain.phase = Phase::Waiting;
         head.attempts += 1;
         let attempts = head.attempts;
         let change = Change {
-            key: owed.key,
-            seq: owed.seq,
-            state: DeliveryState::Delivered,
-            attempts,
-            next_attempt_at_ms: None,
-            ended_at_ms: Some(now_ms),
             last_status: tried.status,
-            last_error: None,
-            failed: None,
-            created_at_ms: owed.created_at_ms,
+            sign: sign_of(&tried),
+            ..ended(owed, DeliveryState::Delivered, attempts, now_ms)
         };
         match tried.verdict {
-            Verdict::Delivered => self.end_head(change),
+            Verdict::Delivered => self.end_head(Change {
+                duration_ms: Some(tried.duration_ms),
+                address: tried.address.clone(),
+                ..change
+            }),
             Verdict::Dead(reason) => {
                 let change = failure(change, reason, DeliveryState::Dead, &tried);
                 self.end_head(change);
-                if reason == Reason::Gone {
+                if reason == Reason::Gone && owed.key.target < REGISTERED_TARGET_BASE {
                     self.end_gone(owed.key, now_ms);
                 }
             }
@@ -443,9 +541,9 @@ impl Book {
                 let first = head.first_try_at_ms.unwrap_or(tried.began_at_ms);
                 let next = schedule::after_failure(
                     &Failed {
-                        profile: self.limits.profile,
-                        terminal: owed.terminal,
-                        tries: attempts,
+                        schedule: &owed.rules.schedule,
+                        climbs: owed.terminal || owed.rules.strict_order,
+                        tries: attempts.saturating_sub(owed.attempts_before),
                         first_try_at_ms: first.max(0).cast_unsigned(),
                         now_ms: now_ms.max(0).cast_unsigned(),
                         slow_down,
@@ -455,7 +553,7 @@ impl Book {
                 );
                 let ended = chain.entries.iter().skip(1).any(|e| e.owed.terminal);
                 match next {
-                    Next::At(at_ms) if owed.terminal || !ended => {
+                    Next::At(at_ms) if !may_be_superseded(owed) || !ended => {
                         let at_ms = at_ms.cast_signed();
                         if let Some(head) = chain.entries.first_mut() {
                             head.due_at_ms = at_ms;
@@ -474,11 +572,11 @@ impl Book {
                 }
             }
         }
-        let failed_early = !owed.terminal && tried.verdict != Verdict::Delivered;
+        let failed_early = may_be_superseded(owed) && tried.verdict != Verdict::Delivered;
         self.supersede(owed.key, failed_early, now_ms);
         self.advance(owed.key, now_ms);
         if matches!(tried.flow, Flow::Bad | Flow::Dead) {
-            for key in self.gates.excess(owed.gate) {
+            for key in self.gates.excess(owed.place.target) {
                 self.drop_chain(key);
             }
         }
@@ -514,7 +612,7 @@ impl Book {
             chain.phase = Phase::Checking;
         } else if head.due_at_ms <= now_ms {
             chain.phase = Phase::Ready;
-            self.gates.push(head.owed.gate, head.owed.host, key);
+            self.gates.push(&head.owed.place, key);
         } else {
             chain.phase = Phase::Waiting;
             self.wakes.push(Reverse((head.due_at_ms, Wake::Chain(key))));
@@ -526,13 +624,14 @@ impl Book {
     fn supersede(&mut self, key: ChainKey, failed: bool, now_ms: i64) {
         let told = self.settled.get(&key).copied().unwrap_or_default();
         let Some(chain) = self.chains.get_mut(&key) else { return };
-        let failed = failed || chain.entries.first().is_some_and(|head| head.attempts > 0);
+        let failed =
+            failed || chain.entries.first().is_some_and(|head| head.attempts > head.owed.attempts_before);
         let waiting_end =
             chain.entries.iter().rev().find(|e| e.owed.terminal).map(|e| e.owed.seq).filter(|_| failed);
         let mut overtaken = Vec::new();
         chain.entries.retain(|entry| {
             let seq = entry.owed.seq;
-            let keep = entry.owed.terminal
+            let keep = !may_be_superseded(&entry.owed)
                 || !(told.told_end_after(seq) || waiting_end.is_some_and(|end| seq < end));
             if !keep {
                 overtaken.push((Arc::clone(&entry.owed), entry.attempts));
@@ -549,7 +648,11 @@ impl Book {
     fn end_gone(&mut self, key: ChainKey, now_ms: i64) {
         self.settled.note_gone(key);
         let Some(chain) = self.chains.get_mut(&key) else { return };
-        for entry in std::mem::take(&mut chain.entries) {
+        // A person asked for a replay after that answer.
+        let (kept, ended) =
+            std::mem::take(&mut chain.entries).into_iter().partition(|entry| entry.owed.replays > 0);
+        chain.entries = kept;
+        for entry in ended {
             self.forget_held(&entry.owed);
             self.settle_unsent(&entry.owed, entry.attempts, DeliveryState::Dead, Some("target_gone"), now_ms);
         }
@@ -562,18 +665,21 @@ impl Book {
             Some(chain) if chain.phase == Phase::Flying => self.settled.note_gone(key),
             Some(chain) => {
                 if let (Phase::Ready, Some(head)) = (chain.phase, chain.entries.first()) {
-                    self.gates.withdraw(head.owed.gate, key);
+                    self.gates.withdraw(head.owed.place.target, key);
                 }
                 self.end_gone(key, now_ms);
-                self.chains.remove(&key);
+                if let Some(chain) = self.chains.get_mut(&key) {
+                    chain.phase = Phase::Waiting;
+                }
+                self.advance(key, now_ms);
             }
             None => self.settled.note_gone(key),
         }
     }
 
     /// Remembers from SQL that a delivery has ended.
-    pub(crate) fn note_settled(&mut self, key: ChainKey, seq: u32, terminal: bool) {
-        self.settled.note(key, seq, terminal);
+    pub(crate) fn note_settled(&mut self, key: ChainKey, seq: u32, terminal: bool, replays: u32) {
+        self.settled.note(key, seq, terminal, replays);
     }
 
     fn end_head(&mut self, change: Change) {
@@ -581,7 +687,7 @@ impl Book {
             && !chain.entries.is_empty()
         {
             let head = chain.entries.remove(0);
-            self.settled.note(change.key, change.seq, head.owed.terminal);
+            self.settled.note(change.key, change.seq, head.owed.terminal, head.owed.replays);
             self.forget_held(&head.owed);
         }
         self.changes.push(change);
@@ -595,19 +701,9 @@ impl Book {
         error: Option<&str>,
         now_ms: i64,
     ) {
-        self.settled.note(owed.key, owed.seq, owed.terminal);
-        self.changes.push(Change {
-            key: owed.key,
-            seq: owed.seq,
-            state,
-            attempts,
-            next_attempt_at_ms: None,
-            ended_at_ms: Some(now_ms),
-            last_status: None,
-            last_error: error.map(str::to_owned),
-            failed: None,
-            created_at_ms: owed.created_at_ms,
-        });
+        self.settled.note(owed.key, owed.seq, owed.terminal, owed.replays);
+        self.changes
+            .push(Change { last_error: error.map(str::to_owned), ..ended(owed, state, attempts, now_ms) });
     }
 
     /// Takes a chain that does not fly out of memory; SQL still has it.
@@ -621,7 +717,44 @@ impl Book {
     fn forget_held(&mut self, owed: &Owed) {
         self.held = self.held.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(owed.bytes());
-        self.refill |= self.gates.release(owed.gate, owed.host);
+        self.refill |= self.gates.release(&owed.place);
+    }
+}
+
+/// Whether an end of the job makes this delivery needless.
+fn may_be_superseded(owed: &Owed) -> bool {
+    !owed.terminal && !owed.rules.strict_order && owed.replays == 0
+}
+
+/// The change of a delivery that ends now.
+fn ended(owed: &Owed, state: DeliveryState, attempts: u32, now_ms: i64) -> Change {
+    Change {
+        key: owed.key,
+        seq: owed.seq,
+        state,
+        attempts,
+        next_attempt_at_ms: None,
+        ended_at_ms: Some(now_ms),
+        last_status: None,
+        last_error: None,
+        failed: None,
+        duration_ms: None,
+        address: None,
+        replays: owed.replays,
+        project: owed.place.project,
+        event: owed.event,
+        sign: None,
+        created_at_ms: owed.created_at_ms,
+    }
+}
+
+fn sign_of(tried: &Tried) -> Option<Sign> {
+    match tried.verdict {
+        Verdict::Delivered => Some(Sign::Works),
+        Verdict::Dead(Reason::Gone) => Some(Sign::Gone),
+        // A body that we cannot read says nothing about its receiver.
+        Verdict::Retry(Reason::Transport(TransportFault::Body), _) => None,
+        Verdict::Dead(_) | Verdict::Retry(..) => Some(Sign::Fails),
     }
 }
 
@@ -640,6 +773,9 @@ fn failure(change: Change, reason: Reason, state: DeliveryState, tried: &Tried) 
             error: Some(error),
             address: tried.address.clone(),
             response: tried.response.clone(),
+            dns_ms: tried.dns_ms,
+            connect_ms: tried.connect_ms,
+            first_byte_ms: tried.first_byte_ms,
         }),
         ..change
     }

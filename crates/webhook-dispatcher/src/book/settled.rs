@@ -48,6 +48,9 @@ impl Settled {
 pub(crate) struct SettledMemory {
     young: HashMap<ChainKey, Settled>,
     old: HashMap<ChainKey, Settled>,
+    /// Which replay of a delivery has ended, for the few that were replayed.
+    replayed: HashMap<(ChainKey, u32), u32>,
+    replayed_old: HashMap<(ChainKey, u32), u32>,
 }
 
 impl SettledMemory {
@@ -55,7 +58,24 @@ impl SettledMemory {
         self.young.get(key).or_else(|| self.old.get(key))
     }
 
-    pub(crate) fn note(&mut self, key: ChainKey, seq: u32, terminal: bool) {
+    /// Whether this life of a delivery has ended.
+    pub(crate) fn has(&self, key: &ChainKey, seq: u32, replays: u32) -> bool {
+        if replays == 0 {
+            return self.get(key).is_some_and(|settled| settled.has(seq));
+        }
+        let life = (*key, seq);
+        let ended = self.replayed.get(&life).or_else(|| self.replayed_old.get(&life));
+        ended.is_some_and(|ended| *ended >= replays)
+    }
+
+    pub(crate) fn note(&mut self, key: ChainKey, seq: u32, terminal: bool, replays: u32) {
+        if replays > 0 {
+            if self.replayed.len() >= GENERATION {
+                self.replayed_old = std::mem::take(&mut self.replayed);
+            }
+            let ended = self.replayed.entry((key, seq)).or_default();
+            *ended = replays.max(*ended);
+        }
         let settled = self.entry(key);
         settled.set(seq);
         if terminal {
@@ -89,12 +109,12 @@ mod tests {
     #[test]
     fn numbers_are_exact_and_memory_is_bounded() {
         let mut memory = SettledMemory::default();
-        memory.note(key(1), 3, true);
+        memory.note(key(1), 3, true, 0);
         let settled = memory.get(&key(1)).unwrap();
         assert!(settled.has(3) && !settled.has(2));
         assert!(settled.told_end_after(2) && !settled.told_end_after(3));
         for n in 2..100_000 {
-            memory.note(key(n), 1, false);
+            memory.note(key(n), 1, false, 0);
         }
         assert!(memory.get(&key(1)).is_none());
         assert!(memory.young.len() + memory.old.len() <= 2 * GENERATION);
@@ -105,25 +125,34 @@ mod tests {
     fn many_numbers_of_one_chain_are_kept_in_any_order() {
         let mut memory = SettledMemory::default();
         for seq in [5, 1, 60, 2, 63] {
-            memory.note(key(1), seq, false);
+            memory.note(key(1), seq, false, 0);
         }
         let settled = memory.get(&key(1)).unwrap();
         let has: Vec<u32> = (0..70).filter(|&seq| settled.has(seq)).collect();
         assert_eq!(has, [1, 2, 5, 60, 63]);
-        memory.note(key(1), 1_000, true);
+        memory.note(key(1), 1_000, true, 0);
         let settled = memory.get(&key(1)).unwrap();
         assert!(settled.has(1_000) && !settled.has(63));
     }
 
     #[test]
+    fn a_replay_is_another_life() {
+        let mut memory = SettledMemory::default();
+        memory.note(key(1), 3, true, 0);
+        assert!(memory.has(&key(1), 3, 0) && !memory.has(&key(1), 3, 1));
+        memory.note(key(1), 3, true, 2);
+        assert!(memory.has(&key(1), 3, 1) && memory.has(&key(1), 3, 2) && !memory.has(&key(1), 3, 3));
+    }
+
+    #[test]
     fn an_old_chain_keeps_its_numbers_when_it_moves() {
         let mut memory = SettledMemory::default();
-        memory.note(key(1), 1, false);
+        memory.note(key(1), 1, false, 0);
         memory.note_gone(key(1));
         for n in 2..=u128::try_from(GENERATION).unwrap() + 1 {
-            memory.note(key(n), 1, false);
+            memory.note(key(n), 1, false, 0);
         }
-        memory.note(key(1), 2, false);
+        memory.note(key(1), 2, false, 0);
         let settled = memory.get(&key(1)).unwrap();
         assert!(settled.has(1) && settled.has(2) && settled.gone);
     }

@@ -10,38 +10,57 @@ use super::*;
 
 const NOW: i64 = 1_800_000_000_000;
 
+const GATES: GateLimits = GateLimits {
+    in_flight: 100,
+    target: 8,
+    host: 32,
+    project: 75,
+    quota: 100,
+    project_quota: 350,
+    breaker: BreakerLimits { failures: 10, percent: 90, open_ms: 1_000, open_max_ms: 60_000 },
+};
+
+fn book_of(limits: BookLimits) -> Book {
+    Book::new(limits, Arc::new(Rates::default()))
+}
+
 fn limits() -> BookLimits {
-    BookLimits {
-        gates: GateLimits { in_flight: 100, target: 8, host: 32, quota: 100 },
-        held: 400,
-        bytes: 1 << 20,
-        profile: Profile::Standard,
-        retry_after_cap_ms: 3_600_000,
-    }
+    BookLimits { gates: GATES, held: 400, bytes: 1 << 20, retry_after_cap_ms: 3_600_000 }
 }
 
 fn owed(owner: u128, seq: u32, terminal: bool, gate: u64) -> Owed {
     Owed {
         key: ChainKey { owner: Uuid::from_u128(owner), target: 0 },
         seq,
-        project: 1,
         terminal,
         event: 0,
+        format: 0,
         url: "https://x.example/".into(),
         body: v1::BodyParts::default(),
         traceparent: String::new(),
         created_at_ms: NOW,
-        gate,
-        host: gate / 10,
+        replays: 0,
+        attempts_before: 0,
+        place: Place { project: 1, target: gate, host: gate / 10, rate: None },
+        rules: Arc::new(Rules::default()),
     }
 }
 
 fn announce(book: &mut Book, owed: Owed) -> Offer {
-    book.offer(Offered { owed, attempts: 0, due_at_ms: NOW, source: Source::Announced { run: 1 } }, NOW)
+    book.offer(
+        Offered {
+            owed,
+            standing: Standing::Live,
+            attempts: 0,
+            due_at_ms: NOW,
+            source: Source::Announced { run: 1 },
+        },
+        NOW,
+    )
 }
 
 fn read(book: &mut Book, owed: Owed, attempts: u32, due_at_ms: i64) -> Offer {
-    book.offer(Offered { owed, attempts, due_at_ms, source: Source::Read }, NOW)
+    book.offer(Offered { owed, standing: Standing::Live, attempts, due_at_ms, source: Source::Read }, NOW)
 }
 
 fn tried(verdict: Verdict) -> Tried {
@@ -59,6 +78,9 @@ fn tried(verdict: Verdict) -> Tried {
         detail: None,
         address: None,
         response: None,
+        dns_ms: None,
+        connect_ms: None,
+        first_byte_ms: None,
     }
 }
 
@@ -76,7 +98,7 @@ fn states(book: &mut Book) -> Vec<(u32, DeliveryState)> {
 
 #[test]
 fn a_quick_job_tells_all_its_states_in_order() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     for (seq, terminal) in [(1, false), (2, false), (3, true)] {
         assert_eq!(announce(&mut book, owed(1, seq, terminal, 1)), Offer::Taken);
     }
@@ -95,7 +117,7 @@ fn a_quick_job_tells_all_its_states_in_order() {
 
 #[test]
 fn a_notice_that_failed_does_not_hold_back_the_result() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 1, false, 1));
     let flight = book.begin(NOW).unwrap();
     announce(&mut book, owed(1, 2, false, 1));
@@ -111,7 +133,7 @@ fn a_notice_that_failed_does_not_hold_back_the_result() {
 
 #[test]
 fn a_result_that_comes_while_a_notice_waits_for_its_retry_supersedes_it() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 1, false, 1));
     let flight = book.begin(NOW).unwrap();
     book.land(&flight.owed, bad(), NOW, 0.0);
@@ -124,7 +146,7 @@ fn a_result_that_comes_while_a_notice_waits_for_its_retry_supersedes_it() {
 
 #[test]
 fn a_terminal_delivery_is_retried_on_its_ladder_and_then_dies() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 2, true, 1));
     let mut now = NOW;
     for n in 1..=10 {
@@ -151,7 +173,7 @@ fn a_terminal_delivery_is_retried_on_its_ladder_and_then_dies() {
 
 #[test]
 fn gone_ends_everything_for_that_target_and_nothing_else() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 1, false, 1));
     let flight = book.begin(NOW).unwrap();
     announce(&mut book, owed(1, 2, true, 1));
@@ -165,7 +187,7 @@ fn gone_ends_everything_for_that_target_and_nothing_else() {
 
 #[test]
 fn a_target_that_was_gone_before_the_restart_stays_gone() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 2, false, 1));
     announce(&mut book, owed(2, 1, false, 1));
     announce(&mut book, owed(2, 2, true, 1));
@@ -183,7 +205,7 @@ fn a_target_that_was_gone_before_the_restart_stays_gone() {
 
 #[test]
 fn repeated_announcements_and_rows_on_their_way_are_known() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     assert_eq!(announce(&mut book, owed(1, 1, false, 1)), Offer::Taken);
     assert_eq!(announce(&mut book, owed(1, 1, false, 1)), Offer::Known);
     let flight = book.begin(NOW).unwrap();
@@ -196,7 +218,7 @@ fn repeated_announcements_and_rows_on_their_way_are_known() {
 
 #[test]
 fn a_gap_in_the_numbers_is_looked_up_before_the_chain_goes_on() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 2, false, 1));
     announce(&mut book, owed(1, 3, true, 1));
     assert!(book.begin(NOW).is_none());
@@ -214,11 +236,12 @@ fn a_gap_in_the_numbers_is_looked_up_before_the_chain_goes_on() {
 
 #[test]
 fn ends_alone_need_no_look_up_in_the_first_run_only() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 7, true, 1));
     assert_eq!(book.begin(NOW).unwrap().owed.seq, 7);
     let second = Offered {
         owed: owed(2, 7, true, 1),
+        standing: Standing::Live,
         attempts: 0,
         due_at_ms: NOW,
         source: Source::Announced { run: 2 },
@@ -230,7 +253,7 @@ fn ends_alone_need_no_look_up_in_the_first_run_only() {
 
 #[test]
 fn a_notice_that_arrives_after_the_end_was_told_is_superseded() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 2, true, 1));
     let flight = book.begin(NOW).unwrap();
     assert_eq!(read(&mut book, owed(1, 1, false, 1), 0, NOW), Offer::Taken);
@@ -246,7 +269,7 @@ fn a_notice_that_arrives_after_the_end_was_told_is_superseded() {
 
 #[test]
 fn the_end_of_a_second_run_waits_for_the_end_of_the_first() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 3, true, 1));
     let flight = book.begin(NOW).unwrap();
     announce(&mut book, owed(1, 4, false, 1));
@@ -268,7 +291,7 @@ fn the_end_of_a_second_run_waits_for_the_end_of_the_first() {
 
 #[test]
 fn a_dead_target_keeps_few_places_and_the_others_go_on() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     for n in 0..100 {
         announce(&mut book, owed(n, 1, true, 1));
     }
@@ -288,7 +311,7 @@ fn a_dead_target_keeps_few_places_and_the_others_go_on() {
     }
     let mut flying = Vec::new();
     while let Some(flight) = book.begin(now) {
-        assert_eq!(flight.owed.gate, 900);
+        assert_eq!(flight.owed.place.target, 900);
         flying.push(flight);
     }
     assert_eq!(flying.len(), 8, "the cap of one target");
@@ -300,7 +323,7 @@ fn a_dead_target_keeps_few_places_and_the_others_go_on() {
 
 #[test]
 fn a_target_that_recovers_asks_for_what_was_left_in_sql() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     for n in 0..=100 {
         announce(&mut book, owed(n, 1, true, 1));
     }
@@ -313,21 +336,21 @@ fn a_target_that_recovers_asks_for_what_was_left_in_sql() {
 
 #[test]
 fn turns_are_fair_between_targets() {
-    let mut book = Book::new(BookLimits {
-        gates: GateLimits { in_flight: 4, target: 4, host: 4, quota: 100 },
+    let mut book = book_of(BookLimits {
+        gates: GateLimits { in_flight: 4, target: 4, host: 4, project: 4, ..GATES },
         ..limits()
     });
     for n in 0..50 {
         announce(&mut book, owed(n, 1, true, 10));
     }
     announce(&mut book, owed(100, 1, true, 20));
-    let first: Vec<u64> = (0..2).map(|_| book.begin(NOW).unwrap().owed.gate).collect();
+    let first: Vec<u64> = (0..2).map(|_| book.begin(NOW).unwrap().owed.place.target).collect();
     assert_eq!(first, [10, 20]);
 }
 
 #[test]
 fn one_host_cannot_take_all_places() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     for n in 0..64 {
         // Every delivery has a path of its own on one host.
         announce(&mut book, owed(n, 1, true, 100 + u64::try_from(n % 10).unwrap()));
@@ -350,7 +373,7 @@ fn one_host_cannot_take_all_places() {
 
 #[test]
 fn memory_is_bounded() {
-    let mut book = Book::new(BookLimits { held: 10, ..limits() });
+    let mut book = book_of(BookLimits { held: 10, ..limits() });
     for n in 0..10 {
         assert_eq!(announce(&mut book, owed(n, 1, true, 1)), Offer::Taken);
     }
@@ -361,7 +384,7 @@ fn memory_is_bounded() {
 
 #[test]
 fn an_announcement_releases_what_was_held_back() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     read(&mut book, owed(1, 1, false, 1), 0, NOW + 900_000);
     assert!(book.begin(NOW).is_none());
     assert_eq!(announce(&mut book, owed(1, 1, false, 1)), Offer::Known);
@@ -374,7 +397,7 @@ fn an_announcement_releases_what_was_held_back() {
 
 #[test]
 fn what_could_not_begin_is_no_try() {
-    let mut book = Book::new(limits());
+    let mut book = book_of(limits());
     announce(&mut book, owed(1, 1, true, 1));
     let flight = book.begin(NOW).unwrap();
     book.postpone(&flight.owed, 1_000, NOW);
@@ -404,7 +427,7 @@ proptest! {
         batch in 1..8_usize,
     ) {
         let terminal = |seq: u32| seq == 3 || seq == 5;
-        let mut book = Book::new(BookLimits { held: 12, ..limits() });
+        let mut book = book_of(BookLimits { held: 12, ..limits() });
         // At least one try in each turn of the wheel gets through.
         let mut fates = fates.into_iter().chain([Fate::Good]).collect::<Vec<_>>().into_iter().cycle();
         let mut ended: BTreeMap<(Uuid, u32), DeliveryState> = BTreeMap::new();
@@ -421,7 +444,7 @@ proptest! {
                 let run = if seq > 3 { 2 } else { 1 };
                 let owed = owed(job, seq, terminal(seq), u64::try_from(job).unwrap());
                 book.offer(
-                    Offered { owed, attempts: 0, due_at_ms: NOW, source: Source::Announced { run } }, now);
+                    Offered { owed, standing: Standing::Live, attempts: 0, due_at_ms: NOW, source: Source::Announced { run } }, now);
             }
             let mut read: Vec<Uuid> = book.take_checks();
             if round % 7 == 6 && book.has_room() {
@@ -432,7 +455,7 @@ proptest! {
                     // A job is read with all of its deliveries, also those that are due later.
                     if Uuid::from_u128(job) == owner {
                         let owed = owed(job, seq, terminal(seq), u64::try_from(job).unwrap());
-                        book.offer(Offered { owed, attempts, due_at_ms, source: Source::Read }, now);
+                        book.offer(Offered { owed, standing: Standing::Live, attempts, due_at_ms, source: Source::Read }, now);
                     }
                 }
             }

@@ -11,7 +11,8 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use ringback_bus::{Announcement, Announcements, BusError, GapTracker, Seen};
 use ringback_contracts::{Message as _, v1};
-use ringback_domain::webhook::response::Verdict;
+use ringback_domain::target::REGISTERED_TARGET_BASE;
+use ringback_domain::webhook::response::{Reason, Verdict};
 use ringback_service_runtime::time::now_ms;
 use ringback_store::deliveries::{Claim, DeliveryState};
 use tokio::sync::watch;
@@ -19,7 +20,8 @@ use tokio::time::{Sleep, sleep_until};
 
 use self::reader::{Page, Reader, Taken};
 use self::recorder::Recorder;
-use crate::book::{Book, Change, Flight, Offer, Offered, Source};
+use crate::book::{Book, Change, Flight, Offer, Offered, Source, Standing};
+use crate::directory::View;
 use crate::send::{Landing, fly};
 use crate::shared::Shared;
 
@@ -27,6 +29,8 @@ use crate::shared::Shared;
 const POSTPONE_MS: i64 = 1_000;
 /// Outcomes on their way to SQL beyond which no further try begins: they are what a crash would repeat.
 const UNRECORDED: usize = 4_096;
+/// Asks for the standing of a webhook whatever the event.
+const NO_EVENT: u32 = u32::MAX;
 /// Events of one kind worked off before the others are looked at.
 const BURST: usize = 64;
 /// The loop looks around at least this often.
@@ -72,10 +76,13 @@ pub(crate) struct Partition {
     gaps: GapTracker,
     reader: Reader,
     recorder: Recorder,
+    views: watch::Receiver<Arc<View>>,
+    view: Arc<View>,
 }
 
 enum Event {
     Lease,
+    Webhooks,
     News(Announcement),
     Landed(Flight, Landing),
     Page(Result<Page, ringback_store::StoreError>),
@@ -86,9 +93,11 @@ enum Event {
 
 impl Partition {
     pub(crate) fn new(shared: Arc<Shared>, claim: Claim, lease: watch::Receiver<Lease>) -> Self {
-        let book = Book::new(shared.settings.book);
+        let book = Book::new(shared.settings.book, Arc::clone(&shared.rates));
+        let mut views = shared.directory.subscribe();
+        let view = Arc::clone(&views.borrow_and_update());
         let reader = Reader::new(shared.store.clone(), claim.partition);
-        let recorder = Recorder::new(shared.store.clone(), claim);
+        let recorder = Recorder::new(Arc::clone(&shared), claim);
         Self {
             shared,
             claim,
@@ -98,6 +107,8 @@ impl Partition {
             gaps: GapTracker::new(),
             reader,
             recorder,
+            views,
+            view,
         }
     }
 
@@ -131,6 +142,7 @@ impl Partition {
                     // The owner of the lease is gone, and with it whoever would renew it.
                     Err(_) => return Ok(Ended::Lost),
                 },
+                Ok(()) = self.views.changed() => Event::Webhooks,
                 Some((flight, landing)) = self.flights.next(), if !self.flights.is_empty() => {
                     Event::Landed(flight, landing)
                 }
@@ -163,6 +175,7 @@ impl Partition {
     fn handle(&mut self, event: Event, news: &mut Announcements) -> Option<Ended> {
         match event {
             Event::Lease | Event::Tick => {}
+            Event::Webhooks => self.look_again(),
             Event::Reconnected => self.reader.want_round(),
             Event::News(message) => {
                 self.announced(&message);
@@ -203,9 +216,10 @@ impl Partition {
                 self.flights.push(fly(Arc::clone(&self.shared), flight).boxed());
             }
             if self.reader.sweep_is_due() {
-                self.shared.meters.holds(self.claim.partition, self.book.held(), self.book.in_flight());
+                let (held, flying) = (self.book.held(), self.book.in_flight());
+                self.shared.meters.holds(self.claim.partition, held, flying, self.book.open_breakers());
             }
-            self.reader.start(self.book.has_room(), now);
+            self.reader.start(self.has_room(), now);
         }
         self.recorder.start(order != Order::Own);
     }
@@ -214,6 +228,25 @@ impl Partition {
     fn may_begin(&self) -> bool {
         let lease = self.lease.borrow();
         lease.order == Order::Own && Instant::now() < lease.valid_until
+    }
+
+    /// Room for what is read, and for what becomes of it.
+    fn has_room(&self) -> bool {
+        self.book.has_room() && self.recorder.waiting() < UNRECORDED
+    }
+
+    /// Webhooks were made, changed, paused, disabled or deleted: what is in memory of them is read again.
+    fn look_again(&mut self) {
+        let view = Arc::clone(&self.views.borrow_and_update());
+        for target in view.changed_since(&self.view) {
+            self.book.drop_target(target);
+            match view.standing(target, NO_EVENT) {
+                Some(Standing::Ended(..)) => self.reader.want_clearance(target),
+                Some(Standing::Live) => self.reader.want_round(),
+                Some(Standing::Held) | None => {}
+            }
+        }
+        self.view = view;
     }
 
     fn write_down(&mut self) {
@@ -232,7 +265,7 @@ impl Partition {
             next = next.min(now + Duration::from_millis(wait.max(1)));
         }
         // Without a valid lease nothing is read: only its renewal wakes the loop then.
-        let read_at = self.may_begin().then(|| self.reader.due_at(self.book.has_room())).flatten();
+        let read_at = self.may_begin().then(|| self.reader.due_at(self.has_room())).flatten();
         for at in [self.recorder.due_at(), read_at].into_iter().flatten() {
             next = next.min(at);
         }
@@ -265,14 +298,15 @@ impl Partition {
         let now = now_ms();
         for delivery in events.deliveries {
             let (run, created_at_ms) = (delivery.run, delivery.created_at_ms);
-            let Some(owed) = self.shared.owed(delivery, true) else {
+            let attempts = delivery.attempts_before;
+            let Some((owed, standing)) = self.shared.owed(&self.view, delivery, true) else {
                 tracing::warn!(partition = self.claim.partition, "an announced delivery cannot be read");
                 self.reader.want_round();
                 continue;
             };
             let source = Source::Announced { run };
             let due_at_ms = created_at_ms.min(now);
-            match self.book.offer(Offered { owed, attempts: 0, due_at_ms, source }, now) {
+            match self.book.offer(Offered { owed, standing, attempts, due_at_ms, source }, now) {
                 Offer::Taken | Offer::Known | Offer::Deferred => {}
                 Offer::Full => self.reader.want_round(),
             }
@@ -290,11 +324,25 @@ impl Partition {
                         tracing::debug!(%owner, seq, attempt, %reason, "webhook not delivered");
                     }
                 }
+                let target = flight.owed.key.target;
+                if tried.verdict == Verdict::Dead(Reason::Gone) && target >= REGISTERED_TARGET_BASE {
+                    // No partition sends to it until SQL says that it is disabled.
+                    self.shared.directory.suspend(target);
+                }
                 self.book.land(&flight.owed, tried, now, rand::random::<f64>());
             }
             Landing::NotBegun(why) => {
                 tracing::warn!(owner = %flight.owed.key.owner, seq = flight.owed.seq, why, "webhook not sent yet");
                 self.book.postpone(&flight.owed, POSTPONE_MS, now);
+                match self.view.standing(flight.owed.key.target, flight.owed.event) {
+                    Some(Standing::Live) => {}
+                    // It changed while this was on its way.
+                    Some(Standing::Held) | None => self.book.drop_target(flight.owed.key.target),
+                    Some(Standing::Ended(..)) => {
+                        self.book.drop_target(flight.owed.key.target);
+                        self.reader.want_clearance(flight.owed.key.target);
+                    }
+                }
             }
         }
     }
@@ -304,8 +352,9 @@ impl Partition {
         let now = now_ms();
         for row in page.stored.iter().filter(|row| row.state != DeliveryState::Pending) {
             if let Some(key) = reader::key_of(row) {
-                self.book.note_settled(key, row.delivery.seq, row.delivery.terminal);
-                if row.state == DeliveryState::Dead && row.last_status == Some(410) {
+                self.book.note_settled(key, row.delivery.seq, row.delivery.terminal, row.delivery.replays);
+                let gone = row.state == DeliveryState::Dead && row.last_status == Some(410);
+                if gone && key.target < REGISTERED_TARGET_BASE {
                     self.book.note_gone(key, now);
                 }
             }
@@ -316,11 +365,11 @@ impl Partition {
                 continue;
             }
             let due_at_ms = row.next_attempt_at_ms.unwrap_or(now);
-            let Some(owed) = self.shared.owed(row.delivery, false) else {
+            let Some((owed, standing)) = self.shared.owed(&self.view, row.delivery, false) else {
                 tracing::error!(partition = self.claim.partition, "a stored delivery cannot be read");
                 continue;
             };
-            let offered = Offered { owed, attempts: row.attempts, due_at_ms, source: Source::Read };
+            let offered = Offered { owed, standing, attempts: row.attempts, due_at_ms, source: Source::Read };
             match self.book.offer(offered, now) {
                 Offer::Taken => taken.taken += 1,
                 Offer::Known => {}

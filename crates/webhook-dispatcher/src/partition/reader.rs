@@ -2,12 +2,14 @@
 //!
 //! A *round* goes through everything that is due: at the start, after missed announcements, when memory was full, and
 //! every few seconds as a net under all of that. A *refill* stops early: it looks for more of a target that has room
-//! again. A *check* reads single jobs, because something of theirs arrived out of order.
+//! again. A *check* reads single jobs, because something of theirs arrived out of order. A *clearance* reads all of
+//! one target, due or not: it is to end.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use ringback_store::deliveries::{DueAfter, Stored, due_page, stored_of};
+use ringback_store::deliveries::{DueAfter, Stored, due_page, stored_of, target_page};
 use ringback_store::{Store, StoreError};
 use uuid::Uuid;
 
@@ -47,6 +49,8 @@ struct Round {
     after: DueAfter,
     due_ms: i64,
     refill: bool,
+    /// Only what is owed to this target, due or not.
+    target: Option<u32>,
     /// Time spent in SQL.
     spent: Duration,
 }
@@ -65,6 +69,7 @@ pub(super) struct Reader {
     partition: u16,
     want: Want,
     checks: Vec<Uuid>,
+    clearances: BTreeSet<u32>,
     round: Option<Round>,
     reading: Option<BoxFuture<'static, Result<Page, StoreError>>>,
     /// What is being checked, to ask again if it fails.
@@ -81,6 +86,7 @@ impl Reader {
             partition,
             want: Want::Nothing,
             checks: Vec::new(),
+            clearances: BTreeSet::new(),
             round: None,
             reading: None,
             asked: Vec::new(),
@@ -100,6 +106,11 @@ impl Reader {
         self.want = self.want.max(Want::Refill);
     }
 
+    /// Everything of a target is to end.
+    pub(super) fn want_clearance(&mut self, target: u32) {
+        self.clearances.insert(target);
+    }
+
     pub(super) fn want_checks(&mut self, owners: Vec<Uuid>) {
         self.checks.extend(owners);
     }
@@ -113,10 +124,13 @@ impl Reader {
         if self.reading.is_some() {
             return None;
         }
-        let waiting =
-            !self.checks.is_empty() || (has_room && (self.round.is_some() || self.want > Want::Nothing));
+        let waiting = !self.checks.is_empty() || (has_room && (self.round.is_some() || self.wants_a_round()));
         let at = if waiting { Instant::now() } else { self.sweep_at };
         Some(self.not_before.map_or(at, |not_before| not_before.max(at)))
+    }
+
+    fn wants_a_round(&self) -> bool {
+        self.want > Want::Nothing || !self.clearances.is_empty()
     }
 
     /// Begins to read what is wanted most.
@@ -141,6 +155,17 @@ impl Reader {
         if !has_room {
             return;
         }
+        if self.round.is_none()
+            && let Some(target) = self.clearances.pop_first()
+        {
+            self.round = Some(Round {
+                after: DueAfter::START,
+                due_ms: i64::MAX,
+                refill: false,
+                target: Some(target),
+                spent: Duration::ZERO,
+            });
+        }
         if self.round.is_none() && self.want > Want::Nothing {
             let want = std::mem::replace(&mut self.want, Want::Nothing);
             let grace_ms = if want == Want::Sweep { SWEEP_GRACE_MS } else { 0 };
@@ -148,6 +173,7 @@ impl Reader {
                 after: DueAfter::START,
                 due_ms: now_ms - grace_ms,
                 refill: want == Want::Refill,
+                target: None,
                 spent: Duration::ZERO,
             });
         }
@@ -210,7 +236,10 @@ pub(super) struct Taken {
 }
 
 async fn page(store: Store, partition: u16, round: Round) -> Result<Page, StoreError> {
-    let due = due_page(store.read(), partition, round.due_ms, round.after, PAGE).await?;
+    let due = match round.target {
+        Some(target) => target_page(store.read(), partition, target, round.after, PAGE).await?,
+        None => due_page(store.read(), partition, round.due_ms, round.after, PAGE).await?,
+    };
     let stored = stored_of(store.read(), &due.owners).await?;
     Ok(Page { stored, checked: Vec::new(), cursor: Cursor::Round(due.next) })
 }

@@ -1,14 +1,22 @@
 //! Writes outcomes down: many in one command that rides on somebody else's commit.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use ringback_contracts::v1;
+use ringback_domain::event::event_key;
+use ringback_domain::target::registered_webhook;
 use ringback_service_runtime::fault;
-use ringback_store::deliveries::{Claim, Outcome, Recorded, record_outcomes};
-use ringback_store::{Store, StoreError, Urgency};
+use ringback_service_runtime::time::now_ms;
+use ringback_store::deliveries::{Claim, DeliveryState, Outcome, Recorded, record_outcomes};
+use ringback_store::webhooks::health::{Death, Sighting, died, sighted};
+use ringback_store::{StoreError, Urgency, WriteTx};
+use uuid::Uuid;
 
-use crate::book::Change;
+use crate::book::{Change, Sign};
+use crate::shared::Shared;
 
 /// Outcomes gather this long.
 const GATHER: Duration = Duration::from_millis(80);
@@ -22,7 +30,7 @@ type Writing = BoxFuture<'static, Result<Recorded, StoreError>>;
 
 /// The outcomes of one partition on their way to SQL.
 pub(super) struct Recorder {
-    store: Store,
+    shared: Arc<Shared>,
     claim: Claim,
     changes: Vec<Change>,
     /// How many of `changes`, from the first, are being written.
@@ -35,9 +43,9 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(store: Store, claim: Claim) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, claim: Claim) -> Self {
         Self {
-            store,
+            shared,
             claim,
             changes: Vec::new(),
             writing_rows: 0,
@@ -82,20 +90,26 @@ impl Recorder {
         }
         let rows = if self.singly { 1 } else { self.changes.len().min(BATCH) };
         self.writing_rows = rows;
-        let outcomes: Arc<Vec<Outcome>> =
-            Arc::new(self.changes[..rows].iter().map(|change| outcome(self.claim, change)).collect());
-        let store = self.store.clone();
-        let urgency = if hurry { Urgency::Now } else { Urgency::Lazy };
+        let facts = Arc::new(Facts::of(self.claim, &self.changes[..rows], &self.shared));
+        let shared = Arc::clone(&self.shared);
+        let urgency = if hurry || facts.is_urgent() { Urgency::Now } else { Urgency::Lazy };
         self.writing = Some(Box::pin(async move {
             fault::point("dispatcher.record.before");
-            let result = store
+            let result = shared
+                .store
                 .write(urgency, move |tx| {
-                    let outcomes = Arc::clone(&outcomes);
-                    Box::pin(async move { record_outcomes(tx, &outcomes).await })
+                    let facts = Arc::clone(&facts);
+                    Box::pin(async move { facts.write(tx).await })
                 })
                 .await;
             fault::point("dispatcher.record.after");
-            result
+            let (recorded, told) = result?;
+            if !told.is_empty() {
+                // A webhook may have been disabled.
+                shared.directory.changed();
+                shared.announce(told).await;
+            }
+            Ok(recorded)
         }));
     }
 
@@ -140,6 +154,76 @@ impl Recorder {
     }
 }
 
+/// What one commit writes: outcomes, what they say about webhooks, and the notices that follow.
+struct Facts {
+    outcomes: Vec<Outcome>,
+    sightings: Vec<Sighting>,
+    deaths: Vec<Death>,
+    partitions: u16,
+    disable_after_ms: Option<u64>,
+}
+
+impl Facts {
+    fn of(claim: Claim, changes: &[Change], shared: &Shared) -> Self {
+        let mut sightings: BTreeMap<u32, Sighting> = BTreeMap::new();
+        for change in changes {
+            let (Some(webhook), Some(sign)) = (registered_webhook(change.key.target), change.sign) else {
+                continue;
+            };
+            let sighting = sightings.entry(webhook).or_insert_with(|| Sighting {
+                webhook,
+                event: event_key(now_ms().max(0).cast_unsigned(), rand::random(), None),
+                ..Sighting::default()
+            });
+            sighting.worked |= sign == Sign::Works;
+            sighting.gone |= sign == Sign::Gone;
+        }
+        let dead = changes.iter().filter(|change| change.state == DeliveryState::Dead);
+        Self {
+            outcomes: changes.iter().map(|change| outcome(claim, change)).collect(),
+            sightings: sightings.into_values().collect(),
+            deaths: dead.map(death).collect(),
+            partitions: shared.store.facts().partitions,
+            disable_after_ms: shared.settings.disable_after_ms,
+        }
+    }
+
+    /// A webhook that said 410 takes nothing until that is written down.
+    fn is_urgent(&self) -> bool {
+        self.sightings.iter().any(|sighting| sighting.gone)
+    }
+
+    async fn write(&self, tx: &WriteTx) -> Result<(Recorded, Vec<v1::Delivery>), StoreError> {
+        let recorded = record_outcomes(tx, &self.outcomes).await?;
+        if !recorded.lost.is_empty() {
+            return Ok((recorded, Vec::new()));
+        }
+        let mut told = sighted(tx, self.partitions, &self.sightings, self.disable_after_ms).await?;
+        if !recorded.died.is_empty() {
+            let now: HashSet<&(Uuid, u32, u32)> = recorded.died.iter().collect();
+            let deaths: Vec<&Death> =
+                self.deaths.iter().filter(|d| now.contains(&(d.owner, d.seq, d.target))).collect();
+            told.extend(died(tx, self.partitions, &deaths).await?);
+        }
+        Ok((recorded, told))
+    }
+}
+
+fn death(change: &Change) -> Death {
+    Death {
+        owner: change.key.owner,
+        seq: change.seq,
+        target: change.key.target,
+        project: change.project,
+        event: change.event,
+        attempts: change.attempts,
+        created_at_ms: change.created_at_ms,
+        last_status: change.last_status,
+        last_error: change.last_error.clone(),
+        id: event_key(now_ms().max(0).cast_unsigned(), rand::random(), Some(change.key.owner.as_bytes())),
+    }
+}
+
 fn outcome(claim: Claim, change: &Change) -> Outcome {
     Outcome {
         claim,
@@ -153,5 +237,8 @@ fn outcome(claim: Claim, change: &Change) -> Outcome {
         last_status: change.last_status,
         last_error: change.last_error.clone(),
         failed: change.failed.clone(),
+        duration_ms: change.duration_ms,
+        address: change.address.clone(),
+        replays: change.replays,
     }
 }
