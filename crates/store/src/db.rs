@@ -178,8 +178,8 @@ enum Pool {
     Write,
 }
 
-/// Prepared statements kept per connection: hot ones come in seven sizes each.
-const STATEMENTS: usize = 400;
+/// Prepared statements kept per connection: hot ones come in seven to nineteen sizes each.
+const STATEMENTS: usize = 600;
 
 async fn connect(open: &Open, sqlite: bool, pool: Pool) -> Result<DatabaseConnection, StoreError> {
     let mut options = ConnectOptions::new(open.url.expose().clone());

@@ -38,8 +38,8 @@ type Texts = RwLock<HashMap<(&'static str, usize, bool), String>>;
 pub const LIST: &[&str] = &[""];
 
 impl Rows {
-    /// Runs the statement over all rows, split into statements of 64, 32, 16, … rows. `row` appends one row's
-    /// values. Answers the number of rows affected.
+    /// Runs the statement over all rows, split into statements of few sizes. `row` appends one row's values. Answers
+    /// the number of rows affected.
     pub async fn execute<C: ConnectionTrait, T>(
         &self,
         conn: &C,
@@ -47,8 +47,8 @@ impl Rows {
         row: impl Fn(&T, &mut Vec<Value>),
     ) -> Result<u64, StoreError> {
         let mut affected = 0;
-        let padded = self.takes_padding(conn.get_database_backend());
-        for (part, size) in parts(rows, padded) {
+        let split = self.split(conn.get_database_backend());
+        for (part, size) in parts(rows, split) {
             let result: ExecResult = conn.execute_raw(self.statement(conn, part, size, &row)).await?;
             affected += result.rows_affected();
         }
@@ -63,8 +63,8 @@ impl Rows {
         row: impl Fn(&T, &mut Vec<Value>),
     ) -> Result<Vec<QueryResult>, StoreError> {
         let mut all = Vec::with_capacity(rows.len());
-        let padded = self.takes_padding(conn.get_database_backend());
-        for (part, size) in parts(rows, padded) {
+        let split = self.split(conn.get_database_backend());
+        for (part, size) in parts(rows, split) {
             all.extend(conn.query_all_raw(self.statement(conn, part, size, &row)).await?);
         }
         Ok(all)
@@ -92,11 +92,15 @@ impl Rows {
         Statement::from_sql_and_values(backend, self.text(size, backend), values)
     }
 
-    /// Whether rows of nulls change nothing: a key that is null equals none. They would be inserted, though. Each
-    /// statement is a trip to SQLite's thread and back, which costs more than a few values; PostgreSQL would have to
-    /// be told the types of nulls.
-    fn takes_padding(&self, backend: DatabaseBackend) -> bool {
-        backend == DatabaseBackend::Sqlite && !self.before.starts_with("INSERT")
+    /// Each statement is a trip to SQLite's thread and back, which costs more than a few values more.
+    fn split(&self, backend: DatabaseBackend) -> Split {
+        match (backend, self.before.starts_with("INSERT")) {
+            // A key that is null equals none, so rows of nulls change nothing; they would be inserted, though.
+            (DatabaseBackend::Sqlite, false) => Split::Padded,
+            (DatabaseBackend::Sqlite, true) => Split::Fours,
+            // A prepared statement of PostgreSQL is memory in each of its processes, and nulls have no type there.
+            _ => Split::Halves,
+        }
     }
 
     fn text(&self, rows: usize, backend: DatabaseBackend) -> String {
@@ -154,18 +158,40 @@ impl Rows {
     }
 }
 
-/// Splits rows into runs of 64, 32, 16, 8, 4, 2 and 1, each with the size of its statement. Where padding is allowed,
-/// at most two statements follow those of 64: the last may have more places than rows.
-fn parts<T>(mut rows: &[T], padded: bool) -> impl Iterator<Item = (&[T], usize)> {
+/// How a list becomes statements, besides those of [`MAX_ROWS`] rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Split {
+    /// Powers of two: few sizes.
+    Halves,
+    /// A multiple of four, then the rest.
+    Fours,
+    /// Powers of two, at most two of them: the last may have more places than rows.
+    Padded,
+}
+
+impl Split {
+    /// Rows of the next statement and its size, for at least one row that is left.
+    fn next(self, left: usize) -> (usize, usize) {
+        if left >= MAX_ROWS {
+            return (MAX_ROWS, MAX_ROWS);
+        }
+        let below = 1 << left.ilog2();
+        match self {
+            Self::Fours if left >= 4 => (left - left % 4, left - left % 4),
+            Self::Fours => (left, left),
+            // A quarter of the places may stay empty; a list with fewer rows is split first.
+            Self::Padded if left - below > below / 2 || below <= 8 => (left, left.next_power_of_two()),
+            Self::Halves | Self::Padded => (below, below),
+        }
+    }
+}
+
+fn parts<T>(mut rows: &[T], split: Split) -> impl Iterator<Item = (&[T], usize)> {
     std::iter::from_fn(move || {
         if rows.is_empty() {
             return None;
         }
-        let below = if rows.len() >= MAX_ROWS { MAX_ROWS } else { 1 << rows.len().ilog2() };
-        let rest = rows.len() - below;
-        // A quarter of the places may stay empty; a list with fewer rows is split first.
-        let whole = padded && below < MAX_ROWS && (rest > below / 2 || below <= 8);
-        let (n, size) = if whole { (rows.len(), rows.len().next_power_of_two()) } else { (below, below) };
+        let (n, size) = split.next(rows.len());
         let (head, tail) = rows.split_at(n);
         rows = tail;
         Some((head, size))
@@ -242,17 +268,23 @@ mod tests {
     fn rows_split_into_few_sizes_and_lose_none() {
         for n in 0..200_usize {
             let rows: Vec<usize> = (0..n).collect();
-            for padded in [false, true] {
-                let split: Vec<(&[usize], usize)> = parts(&rows, padded).collect();
+            for (kind, most) in [(Split::Halves, 6), (Split::Fours, 2), (Split::Padded, 2)] {
+                let split: Vec<(&[usize], usize)> = parts(&rows, kind).collect();
                 assert_eq!(split.iter().flat_map(|(part, _)| part.iter().copied()).collect::<Vec<_>>(), rows);
-                assert!(split.iter().all(|(_, size)| size.is_power_of_two() && *size <= MAX_ROWS));
-                assert!(
-                    split.iter().all(|(part, size)| part.len() <= *size && (padded || part.len() == *size))
-                );
-                let short = split.iter().filter(|(_, size)| *size < MAX_ROWS).count();
-                assert!(!padded || short <= 3, "{n} rows take {short} statements");
+                assert!(split.iter().all(|(part, size)| part.len() <= *size && *size <= MAX_ROWS));
+                assert!(kind == Split::Padded || split.iter().all(|(part, size)| part.len() == *size));
+                let small = split.iter().filter(|(_, size)| *size < MAX_ROWS).count();
+                assert!(small <= most, "{n} rows take {small} statements");
             }
         }
+    }
+
+    #[test]
+    fn statements_come_in_few_sizes() {
+        let sizes = |split: Split| {
+            (1..=200).map(|n| split.next(n).1).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        assert_eq!((sizes(Split::Halves), sizes(Split::Fours), sizes(Split::Padded)), (7, 19, 7));
     }
 
     #[test]
