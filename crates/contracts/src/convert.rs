@@ -1,6 +1,7 @@
 //! Conversions that refuse what a correct sender cannot have sent.
 
 use prost::Message;
+use ringback_domain::webhook::response::Profile;
 use ringback_domain::{
     AttemptRef, BatchId, JobId, JobStatus, Nonce,
     job::EndReason,
@@ -88,6 +89,11 @@ pub fn targets_of(stored: &[u8]) -> Result<Vec<Target>, ContractError> {
                 (false, true) => BodyFormat::RunpodWebhookV2,
                 (false, false) => BodyFormat::RunpodWebhook,
             },
+            profile: match t.profile {
+                1 => Some(Profile::Standard),
+                2 => Some(Profile::RunpodStrict),
+                _ => None,
+            },
         })
         .collect())
 }
@@ -103,6 +109,11 @@ pub fn targets_to_bytes(targets: &[Target]) -> Vec<u8> {
                 all_events: t.scope == EventScope::All,
                 v2_body: t.format == BodyFormat::RunpodWebhookV2,
                 runflow: t.format == BodyFormat::Runflow,
+                profile: match t.profile {
+                    None => 0,
+                    Some(Profile::Standard) => 1,
+                    Some(Profile::RunpodStrict) => 2,
+                },
             })
             .collect(),
     };

@@ -1,6 +1,7 @@
 //! Where the webhooks of a job go.
 
 use crate::status::JobStatus;
+use crate::webhook::response::Profile;
 
 /// First number of targets that are registered webhooks: their `deliveries.target` is this plus the webhook's key.
 /// Lower numbers are places in a job's own list.
@@ -10,6 +11,8 @@ pub const REGISTERED_TARGET_BASE: u32 = 65_536;
 pub const FORMAT_RUNFLOW: u32 = 1;
 /// Bit of `deliveries.format`: RunPod's own rules, whatever the operator's are: 200 acknowledges, three tries.
 pub const FORMAT_RUNPOD_STRICT: u32 = 2;
+/// Bit of `deliveries.format`: the usual rules, whatever the operator's are.
+pub const FORMAT_STANDARD_PROFILE: u32 = 4;
 
 /// The key of the registered webhook that a target number means; `None` for a job's own target.
 #[must_use]
@@ -106,9 +109,29 @@ pub struct Target {
     pub scope: EventScope,
     /// Which body.
     pub format: BodyFormat,
+    /// Rules of acknowledgement and retry that the endpoint sets; `None` = the operator's.
+    pub profile: Option<Profile>,
 }
 
 impl Target {
+    /// What `deliveries.format` says of its deliveries.
+    #[must_use]
+    pub fn delivery_format(&self) -> u32 {
+        let body = if self.format == BodyFormat::Runflow { FORMAT_RUNFLOW } else { 0 };
+        let profile = match self.profile {
+            None => 0,
+            Some(Profile::Standard) => FORMAT_STANDARD_PROFILE,
+            Some(Profile::RunpodStrict) => FORMAT_RUNPOD_STRICT,
+        };
+        body | profile
+    }
+
+    /// The same target under an endpoint's own rules.
+    #[must_use]
+    pub fn with_profile(self, profile: Option<Profile>) -> Self {
+        Self { profile, ..self }
+    }
+
     /// The targets of a submit. The same URL in both fields is one target with the wider set; on an endpoint
     /// that tells every transition (`webhook_events = "all"`) `webhook` behaves like `webhookv2`.
     #[must_use]
@@ -117,6 +140,7 @@ impl Target {
             url: url.to_owned(),
             scope: EventScope::All,
             format: BodyFormat::RunpodWebhookV2,
+            profile: None,
         };
         match (webhook, webhook_v2) {
             (None, None) => Vec::new(),
@@ -132,11 +156,11 @@ impl Target {
     /// The target of a submit's `callback_url`.
     #[must_use]
     pub fn of_callback(url: &str) -> Self {
-        Self { url: url.to_owned(), scope: EventScope::Terminal, format: BodyFormat::Runflow }
+        Self { url: url.to_owned(), scope: EventScope::Terminal, format: BodyFormat::Runflow, profile: None }
     }
 
     fn terminal(url: &str) -> Self {
-        Self { url: url.to_owned(), scope: EventScope::Terminal, format: BodyFormat::RunpodWebhook }
+        Self { url: url.to_owned(), scope: EventScope::Terminal, format: BodyFormat::RunpodWebhook, profile: None }
     }
 }
 
@@ -165,5 +189,8 @@ mod tests {
         let t = Target::of_submit(Some("http://a"), None, true);
         assert_eq!((t[0].scope, t[0].format), (EventScope::All, BodyFormat::RunpodWebhookV2));
         assert!(Target::of_submit(None, None, true).is_empty());
+        assert_eq!(t[0].delivery_format(), 0);
+        let strict = Target::of_callback("http://a").with_profile(Some(Profile::RunpodStrict));
+        assert_eq!(strict.delivery_format(), FORMAT_RUNFLOW | FORMAT_RUNPOD_STRICT);
     }
 }

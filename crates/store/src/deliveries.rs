@@ -123,6 +123,7 @@ pub fn job_delivery(of: &JobTransition<'_>, index: u32, target: &Target, body: B
         created_at_ms: of.at.0,
         traceparent: of.traceparent.unwrap_or_default().to_owned(),
         run: of.run,
+        format: target.delivery_format(),
         ..v1::Delivery::default()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ringback_bus::{Bus, DeliveryAnnouncer};
 use ringback_domain::webhook::response::Profile;
 use ringback_domain::webhook::schedule::Schedule;
-use ringback_egress::{BuildError, Client, ConfigError};
+use ringback_egress::{BuildError, Client, ConfigError, Lookup, SystemLookup};
 use ringback_service_runtime::blobs::BlobStore;
 use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown};
 use ringback_store::Store;
@@ -78,10 +78,22 @@ impl App {
     /// # Errors
     /// The configuration cannot be meant, or the HTTP client cannot be built.
     pub fn build(config: &RingbackConfig, deps: Deps) -> Result<Self, AppError> {
+        Self::build_with_lookup(config, deps, Arc::new(SystemLookup))
+    }
+
+    /// The same with a resolver of its own.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_with_lookup(
+        config: &RingbackConfig,
+        deps: Deps,
+        lookup: Arc<dyn Lookup>,
+    ) -> Result<Self, AppError> {
         let Deps { store, bus, blobs, key, readiness, shutdown, alone } = deps;
         let settings = Settings::new(&config.webhooks, store.facts().partitions);
         let policy = ringback_egress::webhook_policy(&config.webhooks)?;
-        let client = Client::new(policy, settings.egress)?;
+        let client = Client::with_lookup(policy, settings.egress, lookup)?;
         let rules_of =
             |profile| Arc::new(Rules { profile, schedule: Schedule::of(profile), strict_order: false });
         let shared = Arc::new(Shared {
@@ -90,6 +102,7 @@ impl App {
             rates: Arc::new(Rates::default()),
             rules: rules_of(settings.profile),
             strict: rules_of(Profile::RunpodStrict),
+            standard: rules_of(Profile::Standard),
             keyring: Keyring::new(store.clone(), key),
             bodies: Bodies::new(blobs),
             meters: Meters::new(),

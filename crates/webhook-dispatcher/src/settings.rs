@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ringback_domain::webhook::response::Profile;
 use ringback_egress::Limits;
-use ringback_service_runtime::config::{WebhookProfile, WebhooksConfig};
+use ringback_service_runtime::config::WebhooksConfig;
 
 use crate::book::{BookLimits, BreakerLimits, GateLimits};
 
@@ -31,10 +31,7 @@ impl Settings {
         let share = |total: u32| (total / u32::from(partitions.max(1))).max(1);
         let in_flight = share(config.max_in_flight);
         let target = share(config.per_target_in_flight).min(in_flight);
-        let profile = match config.profile {
-            WebhookProfile::Default => Profile::Standard,
-            WebhookProfile::RunpodStrict => Profile::RunpodStrict,
-        };
+        let profile = config.profile.profile();
         Self {
             lease: Duration::from_millis(config.partition_lease_ms),
             book: BookLimits {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ringback_bus::{Bus, DeliveryAnnouncer};
 use ringback_contracts::{Message as _, v1};
-use ringback_domain::target::{FORMAT_RUNPOD_STRICT, REGISTERED_TARGET_BASE};
+use ringback_domain::target::{FORMAT_RUNPOD_STRICT, FORMAT_STANDARD_PROFILE, REGISTERED_TARGET_BASE};
 use ringback_egress::Client;
 use ringback_store::Store;
 use ringback_store::deliveries::partition_of;
@@ -29,9 +29,10 @@ pub(crate) struct Shared {
     pub client: Client,
     pub directory: Directory,
     pub rates: Arc<Rates>,
-    /// The rules for the targets of jobs: the operator's, and RunPod's for endpoints that want them.
+    /// The rules for the targets of jobs: the operator's, and those that endpoints may choose.
     pub rules: Arc<Rules>,
     pub strict: Arc<Rules>,
+    pub standard: Arc<Rules>,
     pub keyring: Keyring,
     pub bodies: Bodies,
     pub meters: Meters,
@@ -69,8 +70,7 @@ impl Shared {
                 let rate = self.settings.target_rate;
                 let place =
                     Place { project, target: self.gate(project, path), host: self.gate(project, host), rate };
-                let strict = delivery.format & FORMAT_RUNPOD_STRICT != 0;
-                (place, Arc::clone(if strict { &self.strict } else { &self.rules }), delivery.url)
+                (place, Arc::clone(self.rules_of(delivery.format)), delivery.url)
             }
             Some(served) => {
                 let webhook = &served.webhook;
@@ -101,6 +101,14 @@ impl Shared {
             rules,
         };
         Some((owed, standing))
+    }
+
+    fn rules_of(&self, format: u32) -> &Arc<Rules> {
+        match (format & FORMAT_RUNPOD_STRICT != 0, format & FORMAT_STANDARD_PROFILE != 0) {
+            (true, _) => &self.strict,
+            (false, true) => &self.standard,
+            (false, false) => &self.rules,
+        }
     }
 
     /// Announces deliveries that this process has inserted or opened again. What cannot be sent is found by sweeps.

@@ -2,6 +2,7 @@
 
 use super::problems::{NAME_RULE, Problems, is_name};
 use super::section::section;
+use ringback_domain::webhook::response::Profile;
 use serde::{Deserialize, Serialize};
 
 /// Rules of acknowledgement and retry of webhooks.
@@ -12,6 +13,17 @@ pub enum WebhookProfile {
     Default,
     /// 200 acknowledges; three tries, 10 s apart.
     RunpodStrict,
+}
+
+impl WebhookProfile {
+    /// The rules that it means.
+    #[must_use]
+    pub const fn profile(self) -> Profile {
+        match self {
+            Self::Default => Profile::Standard,
+            Self::RunpodStrict => Profile::RunpodStrict,
+        }
+    }
 }
 
 section! {
