@@ -407,6 +407,235 @@ fn what_could_not_begin_is_no_try() {
     assert!(book.take_changes().is_empty());
 }
 
+#[test]
+fn sql_releases_what_was_held_back_even_without_an_announcement() {
+    let mut book = book_of(limits());
+    read(&mut book, owed(1, 1, false, 1), 0, NOW + 900_000);
+    assert_eq!(read(&mut book, owed(1, 1, false, 1), 0, NOW), Offer::Known);
+    assert_eq!(book.begin(NOW).unwrap().n, 1);
+    // What SQL does not know yet is not undone by it: the try of a moment ago counts.
+    let mut book = book_of(limits());
+    announce(&mut book, owed(2, 1, true, 1));
+    let flight = book.begin(NOW).unwrap();
+    book.land(&flight.owed, bad(), NOW, 0.0);
+    assert_eq!(read(&mut book, owed(2, 1, true, 1), 0, NOW), Offer::Known);
+    assert!(book.begin(NOW).is_none());
+}
+
+#[test]
+fn checks_go_on_for_any_target() {
+    let mut book = book_of(limits());
+    let registered = |seq| Owed {
+        key: ChainKey { owner: Uuid::from_u128(1), target: REGISTERED_TARGET_BASE + 7 },
+        ..owed(1, seq, false, 1)
+    };
+    announce(&mut book, registered(2));
+    assert!(book.begin(NOW).is_none());
+    let asked = book.take_checks();
+    book.checked(&asked, NOW);
+    assert_eq!(book.begin(NOW).unwrap().owed.key.target, REGISTERED_TARGET_BASE + 7);
+}
+
+fn strict(owner: u128, seq: u32, terminal: bool) -> Owed {
+    let rules = Arc::new(Rules { strict_order: true, ..Rules::default() });
+    Owed { rules, ..owed(owner, seq, terminal, 1) }
+}
+
+#[test]
+fn strict_order_supersedes_nothing_and_waits() {
+    let mut book = book_of(limits());
+    announce(&mut book, strict(1, 1, false));
+    announce(&mut book, strict(1, 2, true));
+    let mut now = NOW;
+    for n in 1..=10 {
+        book.wake(now);
+        let flight = book.begin(now).unwrap();
+        assert_eq!((flight.owed.seq, flight.n), (1, n), "the whole ladder");
+        assert!(book.begin(now).is_none(), "the end waits");
+        book.land(&flight.owed, bad(), now, 0.0);
+        let change = book.take_changes().remove(0);
+        now = change.next_attempt_at_ms.unwrap_or(now);
+    }
+    // Ten failures in a row have opened the breaker.
+    assert!(book.begin(now).is_none());
+    now += 1_000;
+    book.wake(now);
+    let end = book.begin(now).unwrap();
+    assert_eq!(end.owed.seq, 2, "after the first was given up");
+    book.land(&end.owed, good(), now, 0.0);
+    // One that comes after the end is told all the same.
+    announce(&mut book, strict(2, 3, true));
+    let asked = book.take_checks();
+    assert!(book.begin(now).is_none(), "a gap is looked up first");
+    book.checked(&asked, now);
+    let end = book.begin(now).unwrap();
+    book.land(&end.owed, good(), now, 0.0);
+    book.take_changes();
+    announce(&mut book, strict(2, 1, false));
+    assert_eq!(book.begin(now).unwrap().owed.seq, 1);
+}
+
+fn replay(owner: u128, seq: u32, terminal: bool, replays: u32, attempts_before: u32) -> Owed {
+    Owed { replays, attempts_before, ..owed(owner, seq, terminal, 1) }
+}
+
+#[test]
+fn a_replay_is_sent_again_and_climbs_anew() {
+    let mut book = book_of(limits());
+    announce(&mut book, owed(1, 2, true, 1));
+    let flight = book.begin(NOW).unwrap();
+    book.land(&flight.owed, good(), NOW, 0.0);
+    assert_eq!(announce(&mut book, owed(1, 2, true, 1)), Offer::Known);
+    assert_eq!(read(&mut book, replay(1, 2, true, 1, 1), 1, NOW), Offer::Taken);
+    let flight = book.begin(NOW).unwrap();
+    assert_eq!((flight.n, flight.owed.replays), (2, 1));
+    book.land(&flight.owed, bad(), NOW, 0.0);
+    let change = book.take_changes().pop().unwrap();
+    assert_eq!((change.state, change.attempts, change.replays), (DeliveryState::Pending, 2, 1));
+    assert_eq!(change.next_attempt_at_ms, Some(NOW + 10_000), "the first wait");
+    book.wake(NOW + 10_000);
+    let flight = book.begin(NOW + 10_000).unwrap();
+    book.land(&flight.owed, good(), NOW + 10_000, 0.0);
+    assert_eq!(read(&mut book, replay(1, 2, true, 1, 1), 1, NOW), Offer::Known, "the row of before");
+    assert_eq!(read(&mut book, replay(1, 2, true, 2, 3), 3, NOW), Offer::Taken, "asked for once more");
+}
+
+#[test]
+fn nothing_overtakes_a_replay_and_gone_is_tried_again() {
+    let mut book = book_of(limits());
+    announce(&mut book, owed(1, 3, true, 1));
+    let flight = book.begin(NOW).unwrap();
+    book.land(&flight.owed, tried(Verdict::Dead(Reason::Gone)), NOW, 0.0);
+    book.take_changes();
+    read(&mut book, replay(1, 1, false, 1, 0), 0, NOW);
+    read(&mut book, replay(1, 3, true, 1, 1), 1, NOW);
+    for seq in [1, 3] {
+        let flight = book.begin(NOW).unwrap();
+        assert_eq!(flight.owed.seq, seq);
+        book.land(&flight.owed, good(), NOW, 0.0);
+    }
+    assert_eq!(states(&mut book), [(1, DeliveryState::Delivered), (3, DeliveryState::Delivered)]);
+}
+
+#[test]
+fn what_is_held_stays_in_sql_and_what_has_ended_ends() {
+    let mut book = book_of(limits());
+    let offer = |book: &mut Book, n, standing| {
+        let (owed, source) = (owed(n, 1, true, 1), Source::Announced { run: 1 });
+        book.offer(Offered { owed, standing, attempts: 0, due_at_ms: NOW, source }, NOW)
+    };
+    assert_eq!(offer(&mut book, 1, Standing::Held), Offer::Deferred);
+    let deleted = Standing::Ended(DeliveryState::Cancelled, "webhook_deleted");
+    assert_eq!(offer(&mut book, 2, deleted), Offer::Taken);
+    assert_eq!((book.held(), book.begin(NOW).is_none()), (0, true));
+    let change = book.take_changes().remove(0);
+    assert_eq!(
+        (change.state, change.last_error.as_deref()),
+        (DeliveryState::Cancelled, Some("webhook_deleted"))
+    );
+    assert_eq!(offer(&mut book, 2, deleted), Offer::Known);
+}
+
+#[test]
+fn a_webhook_that_changes_leaves_memory_but_for_what_flies() {
+    let mut book = book_of(limits());
+    for n in 1..=4 {
+        announce(&mut book, owed(n, 1, true, 1));
+    }
+    let flight = book.begin(NOW).unwrap();
+    book.drop_target(0);
+    assert_eq!(book.held(), 1);
+    assert!(book.begin(NOW).is_none());
+    book.land(&flight.owed, good(), NOW, 0.0);
+    assert_eq!((book.held(), book.bytes, book.in_flight()), (0, 0, 0));
+}
+
+#[test]
+fn an_open_breaker_tries_nothing_then_only_the_oldest() {
+    let mut book = book_of(BookLimits {
+        gates: GateLimits { target: 1, breaker: BreakerLimits { failures: 3, ..GATES.breaker }, ..GATES },
+        ..limits()
+    });
+    for n in [9, 8, 7, 6, 5, 4] {
+        announce(&mut book, owed(n, 1, true, 1));
+    }
+    for _ in 0..3 {
+        let flight = book.begin(NOW).unwrap();
+        book.land(&flight.owed, bad(), NOW, 0.0);
+    }
+    assert!(book.begin(NOW).is_none());
+    assert_eq!((book.open_breakers(), book.next_wake_ms()), (1, Some(NOW + 1_000)));
+    book.wake(NOW + 999);
+    assert!(book.begin(NOW + 999).is_none());
+    book.wake(NOW + 1_000);
+    let probe = book.begin(NOW + 1_000).unwrap();
+    assert_eq!(probe.owed.key.owner, Uuid::from_u128(4), "the oldest, though it came last");
+    assert!(book.begin(NOW + 1_000).is_none(), "one probe");
+    book.land(&probe.owed, bad(), NOW + 1_000, 0.0);
+    book.wake(NOW + 2_999);
+    assert!(book.begin(NOW + 2_999).is_none(), "twice as long");
+    book.wake(NOW + 3_000);
+    let probe = book.begin(NOW + 3_000).unwrap();
+    book.land(&probe.owed, good(), NOW + 3_000, 0.0);
+    assert_eq!(book.open_breakers(), 0);
+    assert!(book.begin(NOW + 3_000).is_some());
+}
+
+#[test]
+fn a_rate_holds_and_loses_nothing() {
+    let mut book = book_of(limits());
+    for n in 0..40 {
+        let place = Place { rate: Some(10), ..owed(n, 1, true, 1).place };
+        announce(&mut book, Owed { place, ..owed(n, 1, true, 1) });
+    }
+    let mut sent = Vec::new();
+    let mut now = NOW;
+    while sent.len() < 40 {
+        while let Some(flight) = book.begin(now) {
+            sent.push(now);
+            book.land(&flight.owed, good(), now, 0.0);
+        }
+        let Some(at) = book.next_wake_ms() else { break };
+        now = at.max(now);
+        book.wake(now);
+    }
+    assert_eq!(sent.len(), 40);
+    for second in sent.windows(12) {
+        assert!(second[11] - second[0] >= 1_000, "{second:?}");
+    }
+    assert!(now - NOW <= 4_000);
+}
+
+#[test]
+fn turns_are_fair_between_projects_and_one_cannot_take_all_places() {
+    let mut book = book_of(BookLimits {
+        gates: GateLimits { in_flight: 8, target: 8, host: 8, project: 6, ..GATES },
+        ..limits()
+    });
+    let of = |project: i64, n: u128, gate: u64| {
+        let place = Place { project, target: gate, host: gate, rate: None };
+        Owed { place, ..owed(n, 1, true, 1) }
+    };
+    // A flood of one project over many targets, then one delivery of another.
+    for n in 0..40 {
+        announce(&mut book, of(1, n, 100 + u64::try_from(n).unwrap()));
+    }
+    announce(&mut book, of(2, 900, 900));
+    let mut flying: Vec<Flight> = Vec::new();
+    while let Some(flight) = book.begin(NOW) {
+        flying.push(flight);
+    }
+    let at = flying.iter().position(|f| f.owed.place.project == 2);
+    assert_eq!((at, flying.len()), (Some(1), 7), "second in turn, and two places are left for others");
+    let mut rest = 0;
+    while let Some(flight) = flying.pop().or_else(|| book.begin(NOW)) {
+        book.land(&flight.owed, good(), NOW, 0.0);
+        rest += 1;
+    }
+    assert_eq!(rest, 41);
+    assert_eq!((book.held(), book.in_flight()), (0, 0));
+}
+
 /// What the random test lets happen to a flight.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
