@@ -8,11 +8,14 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use ringback_contracts::v1;
 use ringback_domain::{BatchId, JobId, ProjectId};
 use ringback_service_runtime::{RingbackConfig, config::BatchTemplate, fault};
 use ringback_store::{
     StoreError, Urgency, WriteTx,
-    batches::{BatchRow, NewBatch, UNOPENED_LIFE_MS, batch, give_up_batch, insert_batch, open_batch},
+    batches::{
+        BatchRow, BatchStart, NewBatch, UNOPENED_LIFE_MS, batch, give_up_batch, insert_batch, open_batch,
+    },
     submit::{Admission, Inserted, committed_ids, insert_submits},
 };
 
@@ -22,7 +25,7 @@ use crate::{
     state::Api,
     submit::{
         outbound::Sent,
-        pipeline::{Pending, other_request},
+        pipeline::{Pending, other_request, over_quota},
         place_input,
     },
 };
@@ -106,10 +109,11 @@ pub(crate) async fn create(api: &Arc<Api>, mut request: BatchRequest) -> Result<
     for chunk in jobs.chunks(CHUNK) {
         sent.push(insert_chunk(api, Arc::from(chunk), until).await?);
     }
-    open(api, id, until).await?;
+    let created = open(api, id, until).await?;
     guard.done = true;
     let outbound = Arc::clone(&api.outbound);
     tokio::spawn(async move {
+        outbound.announce_deliveries(&created).await;
         for chunk in sent {
             outbound.send_all(chunk).await;
         }
@@ -137,16 +141,24 @@ where
 async fn begin(api: &Arc<Api>, new: &NewBatch, until: Instant) -> Result<Option<BatchRow>, ApiError> {
     // A repeated request waits this long for the first one to open its batch.
     let patience = Instant::now() + Duration::from_millis(api.limits.submit_timeout_ms);
+    let partitions = api.store.facts().partitions;
     loop {
         let row = new.clone();
         let inserted = repeat(api, until, move |tx| {
             let row = row.clone();
-            Box::pin(async move { insert_batch(tx, &row).await })
+            Box::pin(async move { insert_batch(tx, partitions, &row).await })
         })
         .await;
         let known = match inserted {
-            Ok(None) => return Ok(None),
-            Ok(Some(known)) => known,
+            Ok(BatchStart::Made(told)) => {
+                api.outbound.announce_deliveries(&told).await;
+                return Ok(None);
+            }
+            Ok(BatchStart::Known(known)) => *known,
+            Ok(BatchStart::Refused(refused)) => {
+                api.outbound.announce_deliveries(&refused.deliveries).await;
+                return Err(over_quota(&refused.over));
+            }
             // After an unknown commit the id is there already; after a race the key is.
             Err(StoreError::Duplicate { .. }) => match batch(api.store.read(), new.id).await? {
                 Some(_) => return Ok(None),
@@ -206,17 +218,23 @@ async fn insert_chunk(api: &Api, chunk: Arc<[Arc<Pending>]>, until: Instant) -> 
                 let Inserted { row, deliveries } = *inserted;
                 Some(Sent { pending: Arc::clone(pending), row, deliveries })
             }
-            // Jobs of a batch carry no idempotency key.
-            Admission::Existing(_) => None,
+            // Jobs of a batch carry no idempotency key, and were counted with it.
+            Admission::Existing(_) | Admission::Refused(_) => None,
         })
         .collect())
 }
 
-async fn open(api: &Api, id: BatchId, until: Instant) -> Result<(), ApiError> {
-    let opened = repeat(api, until, move |tx| Box::pin(async move { open_batch(tx, id).await })).await?;
-    // After an unknown commit the second try finds it open.
-    if opened || batch(api.store.read(), id).await?.is_some_and(|b| b.opened_at.is_some()) {
-        return Ok(());
+/// Opens the batch; answers what registered webhooks are owed for that.
+async fn open(api: &Api, id: BatchId, until: Instant) -> Result<Vec<v1::Delivery>, ApiError> {
+    let partitions = api.store.facts().partitions;
+    let opened =
+        repeat(api, until, move |tx| Box::pin(async move { open_batch(tx, partitions, id).await })).await?;
+    if let Some(created) = opened {
+        return Ok(created);
+    }
+    // After an unknown commit the second try finds it open; the dispatcher's sweep finds what is owed.
+    if batch(api.store.read(), id).await?.is_some_and(|b| b.opened_at.is_some()) {
+        return Ok(Vec::new());
     }
     Err(ApiError::unavailable(
         "the batch took too long to insert and was given up; nothing of it runs: send it again",

@@ -3,10 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use ringback_bus::Subjects;
-use ringback_domain::{EndpointId, Name, ProjectId, policy::Policy};
+use ringback_domain::webhook::response::Profile;
+use ringback_domain::{EndpointId, Name, ProjectId, event::EndpointKind, policy::Policy};
 use ringback_service_runtime::{
     RingbackConfig,
-    config::{Retention, WebhookEvents},
+    config::{Retention, WebhookEvents, WebhookProfile},
 };
 use ringback_store::endpoints::EndpointRow;
 
@@ -23,6 +24,9 @@ pub(crate) struct Endpoint {
     pub(crate) shard: u32,
     /// The plain `webhook` hears of every transition.
     pub(crate) all_events: bool,
+    /// Rules of acknowledgement and retry of its jobs' webhooks, if they are its own.
+    pub(crate) webhook_profile: Option<Profile>,
+    pub(crate) kind: EndpointKind,
     pub(crate) policy: Policy,
     pub(crate) execution_timeout_ms: u64,
     pub(crate) ttl_ms: u64,
@@ -55,6 +59,8 @@ impl Catalog {
                 slots: e.slots,
                 shard: Subjects::shard_of(row.id, u32::from(shards)),
                 all_events: e.webhook_events == WebhookEvents::All,
+                webhook_profile: e.webhook_profile.map(WebhookProfile::profile),
+                kind: e.kind,
                 policy: Policy { max_attempts: e.max_attempts, retry_errors: e.retry_errors },
                 execution_timeout_ms: e.execution_timeout_ms,
                 ttl_ms: e.ttl_ms,
@@ -76,6 +82,22 @@ impl Catalog {
                 "endpoint not found: this project has no endpoint `{name}`; endpoints come from the server's configuration"
             )),
         })
+    }
+
+    /// An endpoint of a project by its alias `owner/model`.
+    pub(crate) fn find_model(&self, project: ProjectId, model: &str) -> Result<&Arc<Endpoint>, ApiError> {
+        let mut all = self.by_name.get(&project).into_iter().flat_map(HashMap::values);
+        all.find(|e| e.alias.as_deref() == Some(model)).ok_or_else(|| {
+            ApiError::not_found(
+                "model not found: no endpoint of this project has this alias; aliases come from the server's \
+                 configuration (setting endpoints.alias)",
+            )
+        })
+    }
+
+    /// The endpoint with this key, if it still takes jobs.
+    pub(crate) fn by_id(&self, project: ProjectId, id: EndpointId) -> Option<&Arc<Endpoint>> {
+        self.by_name.get(&project)?.values().find(|e| e.id == id)
     }
 
     /// The endpoints of a project in the order of their names.

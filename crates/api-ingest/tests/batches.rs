@@ -222,11 +222,11 @@ async fn a_batch_that_was_never_opened_does_not_exist() {
     let opened = server
         .store
         .write(ringback_store::Urgency::Now, move |tx| {
-            Box::pin(async move { ringback_store::batches::open_batch(tx, old).await })
+            Box::pin(async move { ringback_store::batches::open_batch(tx, 8, old).await })
         })
         .await
         .unwrap();
-    assert!(!opened);
+    assert!(opened.is_none());
     let store = server.store.clone();
     until("the rows to be removed", Duration::from_secs(10), || async {
         let (done, _) = store
@@ -266,6 +266,8 @@ async fn deliveries_of_an_unopened_batch_are_held() {
         idempotency_key: None,
         request_hash: None,
         traceparent: None,
+        metadata: None,
+        request_id: None,
         input: InputAt::Inline("1".into()),
         extra: None,
         secret_extra_encrypted: None,

@@ -13,6 +13,7 @@ pub mod policy;
 pub mod status;
 pub mod target;
 pub mod time;
+pub mod usage;
 pub mod webhook;
 
 pub use ids::{

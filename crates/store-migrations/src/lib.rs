@@ -22,6 +22,7 @@ impl MigratorTrait for Migrator {
                 up: include_str!("../sql/m0003_registered_webhooks.sql"),
             }),
             Box::new(Step { name: "m0004_artifacts", up: include_str!("../sql/m0004_artifacts.sql") }),
+            Box::new(Step { name: "m0005_usage", up: include_str!("../sql/m0005_usage.sql") }),
         ]
     }
 }

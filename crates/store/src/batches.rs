@@ -1,15 +1,18 @@
 //! Batches: made in chunks by api-ingest and opened at once; counted and ended by the state-tracker (P8).
 
-use ringback_contracts::{batch_id_of, job_id_of};
+use ringback_contracts::{batch_id_of, job_id_of, v1};
 use ringback_domain::{
     BatchId, EndpointId, JobId, JobStatus, ProjectId, TimestampMs,
     batch::{BatchCounts, BatchStatus, CancelMarker},
+    usage::Metric,
 };
 use sea_orm::{ConnectionTrait, QueryResult, Value};
 
 use crate::{
-    StoreError, WriteTx,
+    StoreError, WriteTx, batches_fold,
     sql::{self, get_u32},
+    submit::{Refused, uses_tokens},
+    usage::Counting,
 };
 
 /// A batch.
@@ -90,6 +93,8 @@ pub struct NewBatch {
     pub cancel_rest: bool,
     /// Where its one body goes.
     pub callback_url: Option<String>,
+    /// Whether that body is Runflow's.
+    pub callback_runflow: bool,
     /// Route of the template that made it.
     pub template: Option<String>,
     /// The client's `metadata`, verbatim JSON.
@@ -105,24 +110,41 @@ pub struct NewBatch {
 /// How long an unopened batch may live: then whoever was inserting its jobs is gone and the reconciler removes it.
 pub const UNOPENED_LIFE_MS: u64 = 600_000;
 
-/// Makes the row of a batch that nobody sees yet. Answers the batch that has its idempotency key already, if any;
-/// then nothing is inserted.
+/// What became of a new batch.
+#[derive(Clone, Debug)]
+pub enum BatchStart {
+    /// Its row is there; nobody sees it yet. With what webhooks are owed for quotas.
+    Made(Vec<v1::Delivery>),
+    /// A batch has its idempotency key already; nothing was inserted.
+    Known(Box<BatchRow>),
+    /// Its project has no room for all of its jobs in a quota; nothing was inserted.
+    Refused(Box<Refused>),
+}
+
+/// Makes the row of a batch that nobody sees yet, and counts all its jobs against the quotas of its project.
 ///
 /// # Errors
 /// [`StoreError::Duplicate`] when another process inserted the key meanwhile: try again.
-pub async fn insert_batch(tx: &WriteTx, new: &NewBatch) -> Result<Option<BatchRow>, StoreError> {
+pub async fn insert_batch(tx: &WriteTx, partitions: u16, new: &NewBatch) -> Result<BatchStart, StoreError> {
     if let Some(key) = &new.idempotency_key
         && let Some(known) = batch_by_key(tx.conn(), new.project, key).await?
     {
-        return Ok(Some(known));
+        return Ok(BatchStart::Known(Box::new(known)));
+    }
+    let registry = tx.registry().await?;
+    let mut counting = Counting::open(tx, Metric::ALL.into_iter().map(|m| (new.project, m))).await?;
+    let room = counting.take_jobs(new.project, u64::from(new.total), uses_tokens(&registry, new.endpoint));
+    let told = counting.close(tx, partitions).await?;
+    if let Err(over) = room {
+        return Ok(BatchStart::Refused(Box::new(Refused { over, deliveries: told })));
     }
     let now = TimestampMs(tx.now_ms());
     sql::execute(
         tx.conn(),
         "INSERT INTO batches (id, project_id, endpoint_id, opened_at_ms, revision, seq, status, total, completed, \
          failed, cancelled, cancel_rest, cancel_marker, cancel_done, callback_url, template, metadata, created_at_ms, \
-         ended_at_ms, next_check_at_ms, idempotency_key, request_hash, owed, traceparent) \
-         VALUES ($1, $2, $3, NULL, 1, 0, $4, $5, 0, 0, 0, $6, $7, 0, $8, $9, $10, $11, NULL, $12, $13, $14, 0, $15)",
+         ended_at_ms, next_check_at_ms, idempotency_key, request_hash, owed, traceparent, callback_format) \
+         VALUES ($1, $2, $3, NULL, 1, 0, $4, $5, 0, 0, 0, $6, $7, 0, $8, $9, $10, $11, NULL, $12, $13, $14, 0, $15, $16)",
         [
             sql::id(new.id.as_bytes()),
             Value::from(new.project.0),
@@ -139,16 +161,21 @@ pub async fn insert_batch(tx: &WriteTx, new: &NewBatch) -> Result<Option<BatchRo
             Value::from(new.idempotency_key.clone()),
             Value::from(new.request_hash.clone()),
             Value::from(new.traceparent.clone()),
+            Value::from(i64::from(new.callback_runflow)),
         ],
     )
     .await?;
-    Ok(None)
+    Ok(BatchStart::Made(told))
 }
 
-/// Opens a batch: from this commit on it is accepted (P1) and its jobs exist for clients. Answers false where the
-/// batch was opened before or is given up (its life is over or somebody took its idempotency key): some of its jobs may
-/// be removed already, so it must never open.
-pub async fn open_batch(tx: &WriteTx, id: BatchId) -> Result<bool, StoreError> {
+/// Opens a batch: from this commit on it is accepted (P1) and its jobs exist for clients. Answers what is announced
+/// after the commit, or `None` where the batch was opened before or is given up (its life is over or somebody took its
+/// idempotency key): some of its jobs may be removed already, so it must never open.
+pub async fn open_batch(
+    tx: &WriteTx,
+    partitions: u16,
+    id: BatchId,
+) -> Result<Option<Vec<v1::Delivery>>, StoreError> {
     let opened = sql::execute(
         tx.conn(),
         "UPDATE batches SET opened_at_ms = $2, next_check_at_ms = NULL, revision = revision + 1 \
@@ -156,18 +183,19 @@ pub async fn open_batch(tx: &WriteTx, id: BatchId) -> Result<bool, StoreError> {
         [sql::id(id.as_bytes()), Value::from(tx.now_ms())],
     )
     .await?;
-    if opened == 1 {
-        // Held until now: nobody has sent them. Released here, they are found in SQL even if their announcement is
-        // lost or comes after that of a later transition.
-        sql::execute(
-            tx.conn(),
-            "UPDATE deliveries SET next_attempt_at_ms = $2 \
-             WHERE owner_id IN (SELECT id FROM jobs WHERE batch_id = $1) AND state = 0 AND next_attempt_at_ms > $2",
-            [sql::id(id.as_bytes()), Value::from(tx.now_ms())],
-        )
-        .await?;
+    if opened != 1 {
+        return Ok(None);
     }
-    Ok(opened == 1)
+    // Held until now: nobody has sent them. Released here, they are found in SQL even if their announcement is lost or
+    // comes after that of a later transition.
+    sql::execute(
+        tx.conn(),
+        "UPDATE deliveries SET next_attempt_at_ms = $2, position = $3 \
+         WHERE owner_id IN (SELECT id FROM jobs WHERE batch_id = $1) AND state = 0 AND next_attempt_at_ms > $2",
+        [sql::id(id.as_bytes()), Value::from(tx.now_ms()), Value::from(tx.position().await?)],
+    )
+    .await?;
+    batches_fold::tell_created(tx, partitions, id).await.map(Some)
 }
 
 /// Gives an unopened batch up: its idempotency key is free again, and the reconciler removes its rows. Answers false

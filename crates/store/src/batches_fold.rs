@@ -1,19 +1,27 @@
 //! Counting the jobs of batches as they end, and ending the batch with its last one. Written by the state-tracker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use ringback_contracts::{batch_id_of, job_id_of, v1};
 use ringback_domain::{
-    BatchId, JobId, JobStatus, ProjectId, TimestampMs,
+    BatchId, EndpointId, JobId, JobStatus, ProjectId, TimestampMs,
     batch::{BatchCounts, BatchStatus, CancelMarker},
-    webhook::body::{self, BatchEnd},
+    event::{EventType, event_id, of_batch},
+    target::{FORMAT_RUNFLOW, WebhookFormat},
+    webhook::runflow_body::BatchItem as RunflowItem,
+    webhook::{
+        body::{self, BatchEnd, Body},
+        envelope::{self, BatchFacts},
+    },
 };
 use sea_orm::{ConnectionTrait, QueryResult, Value};
 
 use crate::{
     StoreError, WriteTx,
-    deliveries::{batch_delivery, insert_deliveries},
+    deliveries::{batch_delivery, body_to_wire, insert_deliveries},
     sql::{self, LIST, Rows, get_u32},
+    webhooks::{EventFacts, Registry, registry::parse_metadata},
 };
 
 /// How long an ended batch is kept at least; its row goes after the last of its jobs.
@@ -61,12 +69,22 @@ struct Row {
     ended_at_ms: Option<i64>,
     owed: u32,
     traceparent: Option<String>,
+    endpoint: EndpointId,
+    opened_at_ms: Option<i64>,
+    created_at_ms: i64,
+    metadata: Option<Vec<u8>>,
+    processing_told: bool,
+    /// Its one body is Runflow's.
+    callback_runflow: bool,
+    /// Its runs, where Runflow's body tells them.
+    items: Option<Vec<RunflowItem>>,
 }
 
 macro_rules! columns {
     () => {
         "SELECT id, project_id, revision, seq, status, total, completed, failed, cancelled, cancel_rest, \
-         cancel_marker, cancel_done, callback_url, next_check_at_ms, ended_at_ms, owed, traceparent FROM batches \
+         cancel_marker, cancel_done, callback_url, next_check_at_ms, ended_at_ms, owed, traceparent, endpoint_id, \
+         opened_at_ms, created_at_ms, metadata, processing_told, callback_format FROM batches \
          WHERE id IN ("
     };
 }
@@ -98,6 +116,13 @@ fn read(row: &QueryResult) -> Result<Row, StoreError> {
         ended_at_ms: row.try_get_by_index(14)?,
         owed: get_u32(row, 15, "batches.owed")?,
         traceparent: row.try_get_by_index(16)?,
+        endpoint: EndpointId(row.try_get_by_index(17)?),
+        opened_at_ms: row.try_get_by_index(18)?,
+        created_at_ms: row.try_get_by_index(19)?,
+        metadata: row.try_get_by_index(20)?,
+        processing_told: row.try_get_by_index::<i64>(21)? != 0,
+        callback_runflow: row.try_get_by_index::<i64>(22)? != 0,
+        items: None,
     })
 }
 
@@ -107,31 +132,242 @@ async fn lock(tx: &WriteTx, ids: &[BatchId]) -> Result<Vec<Row>, StoreError> {
     rows.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?.iter().map(read).collect()
 }
 
+/// What happened to the jobs of batches.
+#[derive(Clone, Debug, Default)]
+pub struct BatchNews {
+    /// Jobs that ended for the first time.
+    pub ended: BTreeMap<BatchId, Vec<JobStatus>>,
+    /// Batches one of whose jobs started, where registered webhooks may want to hear of the first.
+    pub started: BTreeSet<BatchId>,
+}
+
+impl BatchNews {
+    /// Whether nothing happened.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ended.is_empty() && self.started.is_empty()
+    }
+}
+
+const UNTOLD: Rows = Rows {
+    name: "batches.untold",
+    before: "SELECT id FROM batches WHERE processing_told = 0 AND id IN (",
+    casts: LIST,
+    after: ")",
+};
+
 /// Adds ended jobs to the counts of their batches, each batch once. The update that reaches the total ends the batch
-/// and inserts its one delivery; the first failure under `cancel_rest` leaves the durable marker.
+/// and inserts its deliveries; the first failure under `cancel_rest` leaves the durable marker. The first start of a
+/// job is told once.
 ///
 /// # Errors
 /// The database's; transient when somebody else wrote a row meanwhile.
-pub async fn count_in_batches(
-    tx: &WriteTx,
-    ended: &BTreeMap<BatchId, Vec<JobStatus>>,
-    env: &BatchEnv,
-) -> Result<Counted, StoreError> {
-    let ids: Vec<BatchId> = ended.keys().copied().collect();
+pub async fn count_in_batches(tx: &WriteTx, news: &BatchNews, env: &BatchEnv) -> Result<Counted, StoreError> {
+    let registry = tx.registry().await?;
+    let started: Vec<BatchId> = news.started.iter().copied().collect();
+    let mut ids: BTreeSet<BatchId> = news.ended.keys().copied().collect();
+    // Looked at without a lock: of the many starts in a batch only the first one writes its row.
+    for row in UNTOLD.query(tx.conn(), &started, |id, v| v.push(sql::id(id.as_bytes()))).await? {
+        ids.insert(
+            batch_id_of(&row.try_get_by_index::<Vec<u8>>(0)?)?.ok_or(StoreError::corrupt("batches.id"))?,
+        );
+    }
+    let ids: Vec<BatchId> = ids.into_iter().collect();
     let mut counted = Counted::default();
     let mut rows = lock(tx, &ids).await?;
+    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env };
     for row in &mut rows {
-        for status in ended.get(&row.id).into_iter().flatten() {
+        if news.started.contains(&row.id) {
+            tell_processing(row, &telling, &mut counted);
+        }
+        for status in news.ended.get(&row.id).into_iter().flatten() {
             row.counts.count(*status);
         }
-        settle(row, TimestampMs(tx.now_ms()), env, &mut counted);
+        if row.callback_runflow && row.counts.ended() == row.counts.total {
+            row.items = runflow_items(tx, row).await?;
+        }
+        settle(row, &telling, &mut counted);
     }
     write(tx, &rows, env, &counted).await?;
     Ok(counted)
 }
 
+/// What telling of batches needs.
+struct Telling<'a> {
+    registry: &'a Registry,
+    now: TimestampMs,
+    env: &'a BatchEnv,
+}
+
+fn tell_processing(row: &mut Row, telling: &Telling<'_>, counted: &mut Counted) {
+    if row.processing_told || row.status != BatchStatus::InProgress {
+        return;
+    }
+    row.processing_told = true;
+    let seq = row.seq + 1;
+    let told = registered(row, seq, EventType::BatchProcessing, telling);
+    if !told.is_empty() {
+        row.seq = seq;
+        row.owed += count(&told);
+        counted.deliveries.extend(told);
+    }
+}
+
+fn count(deliveries: &[v1::Delivery]) -> u32 {
+    u32::try_from(deliveries.len()).unwrap_or(u32::MAX)
+}
+
+/// What registered webhooks are owed for an event of a batch.
+fn registered(row: &Row, seq: u32, event: EventType, telling: &Telling<'_>) -> Vec<v1::Delivery> {
+    let Telling { registry, now, env } = telling;
+    if !registry.listens(row.project) {
+        return Vec::new();
+    }
+    let metadata = parse_metadata(row.metadata.as_deref());
+    let facts = EventFacts {
+        names: event.into(),
+        endpoint: Some(row.endpoint),
+        metadata: metadata.as_ref(),
+        now_ms: now.0,
+    };
+    let mut bodies: [Option<v1::BodyParts>; 2] = [None, None];
+    registry
+        .matching(row.project, facts)
+        .map(|(target, webhook, name)| {
+            let runflow = webhook.format == WebhookFormat::Runflow;
+            let body = bodies[usize::from(runflow)].get_or_insert_with(|| {
+                body_to_wire(if runflow {
+                    runflow_body(row, *now, env)
+                } else {
+                    standard_body(row, seq, name, telling)
+                })
+            });
+            v1::Delivery {
+                owner_id: Bytes::copy_from_slice(row.id.as_bytes()),
+                seq,
+                target,
+                project_id: row.project.0,
+                url: webhook.url.clone().unwrap_or_default(),
+                terminal: EventType::is_terminal(name),
+                event: name.code(),
+                body: Some(body.clone()),
+                created_at_ms: now.0,
+                traceparent: row.traceparent.clone().unwrap_or_default(),
+                run: 1,
+                format: if runflow { FORMAT_RUNFLOW } else { 0 },
+                ..v1::Delivery::default()
+            }
+        })
+        .collect()
+}
+
+fn standard_body(row: &Row, seq: u32, event: EventType, telling: &Telling<'_>) -> Body {
+    let ended = row.status != BatchStatus::InProgress;
+    let (output, errors) = (FileKind::Output.id(row.id), FileKind::Errors.id(row.id));
+    let since = TimestampMs(row.opened_at_ms.unwrap_or(row.created_at_ms));
+    let data = envelope::batch(&BatchFacts {
+        batch_id: &row.id.to_string(),
+        endpoint: telling.registry.endpoint(row.endpoint).map_or("", |e| &e.name),
+        status: row.status,
+        counts: row.counts,
+        processing_ms: telling.now.since_ms(since),
+        output_file_id: ended.then_some(&output),
+        error_file_id: ended.then_some(&errors),
+        metadata: row.metadata.as_deref(),
+    });
+    let id = event_id(uuid::Uuid::from_bytes(*row.id.as_bytes()), seq);
+    envelope::standard(&id, event, telling.now, data)
+}
+
+/// Most runs that Runflow's body of a batch tells one by one; the others are behind its `result_url`.
+const RUNFLOW_ITEMS_MAX: u32 = 1_000;
+
+/// The runs of a batch that has ended.
+async fn runflow_items(tx: &WriteTx, row: &Row) -> Result<Option<Vec<RunflowItem>>, StoreError> {
+    if row.counts.total > RUNFLOW_ITEMS_MAX {
+        return Ok(None);
+    }
+    let items = crate::batches::batch_items(tx.conn(), row.id, 0, RUNFLOW_ITEMS_MAX, false).await?;
+    let item = |i: crate::batches::BatchItem| RunflowItem {
+        index: i.index,
+        run_id: i.job.to_string(),
+        status: i.status,
+        client_ref: i.client_ref,
+    };
+    Ok(Some(items.into_iter().map(item).collect()))
+}
+
+fn runflow_body(row: &Row, now: TimestampMs, env: &BatchEnv) -> Body {
+    ringback_domain::webhook::runflow_body::batch_end(&ringback_domain::webhook::runflow_body::BatchEnd {
+        batch_id: &row.id.to_string(),
+        status: row.status,
+        counts: row.counts,
+        items: row.items.as_deref(),
+        result_url: &env.result_url(row.id),
+        created_at: TimestampMs(row.created_at_ms),
+        completed_at: now,
+        metadata: row.metadata.as_deref(),
+    })
+}
+
+/// A file that a batch leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// The jobs that completed, one line each.
+    Output,
+    /// The jobs that did not, one line each.
+    Errors,
+}
+
+impl FileKind {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Output => "output",
+            Self::Errors => "errors",
+        }
+    }
+
+    /// The file's id: `file_<batch>_output`.
+    #[must_use]
+    pub fn id(self, batch: BatchId) -> String {
+        format!("file_{}_{}", batch.simple(), self.word())
+    }
+
+    /// Reads [`Self::id`] back.
+    #[must_use]
+    pub fn parse(id: &str) -> Option<(BatchId, Self)> {
+        let (batch, word) = id.strip_prefix("file_")?.split_once('_')?;
+        let kind = [Self::Output, Self::Errors].into_iter().find(|kind| kind.word() == word)?;
+        Some((BatchId::parse_simple(batch).ok()?, kind))
+    }
+}
+
+/// Tells registered webhooks that a batch was accepted, in the transaction that opens it.
+pub(crate) async fn tell_created(
+    tx: &WriteTx,
+    partitions: u16,
+    id: BatchId,
+) -> Result<Vec<v1::Delivery>, StoreError> {
+    let registry = tx.registry().await?;
+    let Some(mut row) = lock(tx, &[id]).await?.pop() else { return Ok(Vec::new()) };
+    // Nothing that is told of a batch that has not ended names a link.
+    let env = BatchEnv { public_url: String::new(), partitions };
+    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env: &env };
+    let seq = row.seq + 1;
+    let told = registered(&row, seq, EventType::BatchCreated, &telling);
+    if told.is_empty() {
+        return Ok(told);
+    }
+    row.seq = seq;
+    row.owed += count(&told);
+    let counted = Counted { deliveries: told, ..Counted::default() };
+    write(tx, &[row], &env, &counted).await?;
+    Ok(counted.deliveries)
+}
+
 /// Brings marker, status and final delivery in line with the counts.
-fn settle(row: &mut Row, now: TimestampMs, env: &BatchEnv, counted: &mut Counted) {
+fn settle(row: &mut Row, telling: &Telling<'_>, counted: &mut Counted) {
+    let Telling { now, env, .. } = *telling;
     if row.cancel_rest && row.counts.failed > 0 && row.marker == CancelMarker::None {
         row.marker = CancelMarker::OnFailure;
         row.next_check_at_ms = Some(now.0);
@@ -149,31 +385,35 @@ fn settle(row: &mut Row, now: TimestampMs, env: &BatchEnv, counted: &mut Counted
     counted.cancel_rest.retain(|id| *id != row.id);
     counted.ended.push((row.id, status));
     if let Some(url) = &row.callback_url {
-        let (id, result_url) = (row.id.to_string(), env.result_url(row.id));
-        let end = BatchEnd { batch_id: &id, status, counts: row.counts, result_url: &result_url };
+        let body = if row.callback_runflow {
+            runflow_body(row, now, env)
+        } else {
+            let (id, result_url) = (row.id.to_string(), env.result_url(row.id));
+            body::batch_end(&BatchEnd { batch_id: &id, status, counts: row.counts, result_url: &result_url })
+        };
+        let trace = row.traceparent.as_deref();
+        let mut owed = batch_delivery(row.id, row.project, row.seq, status, url, body, now, trace);
+        if row.callback_runflow {
+            owed.format = FORMAT_RUNFLOW;
+        }
         row.owed += 1;
-        counted.deliveries.push(batch_delivery(
-            row.id,
-            row.project,
-            row.seq,
-            status,
-            url,
-            body::batch_end(&end),
-            now,
-            row.traceparent.as_deref(),
-        ));
+        counted.deliveries.push(owed);
     }
+    let told = registered(row, row.seq, of_batch(status), telling);
+    row.owed += count(&told);
+    counted.deliveries.extend(told);
 }
 
 const UPDATE: Rows = Rows {
     name: "batches.update",
     before: "UPDATE batches SET revision = batches.revision + 1, seq = v.column3, status = v.column4, \
              completed = v.column5, failed = v.column6, cancelled = v.column7, cancel_marker = v.column8, \
-             cancel_done = v.column9, ended_at_ms = v.column10, next_check_at_ms = v.column11, owed = v.column12 \
+             cancel_done = v.column9, ended_at_ms = v.column10, next_check_at_ms = v.column11, owed = v.column12, \
+             processing_told = v.column13 \
              FROM (VALUES ",
     casts: &[
         "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint",
-        "bigint", "bigint",
+        "bigint", "bigint", "bigint",
     ],
     after: ") AS v WHERE batches.id = v.column1 AND batches.revision = v.column2",
 };
@@ -194,6 +434,7 @@ async fn write(tx: &WriteTx, rows: &[Row], env: &BatchEnv, counted: &Counted) ->
                 Value::from(r.ended_at_ms),
                 Value::from(r.next_check_at_ms),
                 sql::int(r.owed),
+                Value::from(i64::from(r.processing_told)),
             ]);
         })
         .await?;
@@ -391,7 +632,9 @@ pub async fn recount(tx: &WriteTx, id: BatchId, env: &BatchEnv) -> Result<Option
     }
     row.counts = counts;
     let mut counted = Counted::default();
-    settle(&mut row, TimestampMs(tx.now_ms()), env, &mut counted);
+    let registry = tx.registry().await?;
+    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env };
+    settle(&mut row, &telling, &mut counted);
     write(tx, &[row], env, &counted).await?;
     Ok(Some(counted))
 }

@@ -66,7 +66,7 @@ pub struct NewEvent<'a> {
 }
 
 /// Inserts the event and what is owed for it. Answers the deliveries; empty, and without a row, where nobody is owed
-/// anything.
+/// anything, and empty where an event of this id exists: it was told before.
 ///
 /// # Errors
 /// The database's.
@@ -118,11 +118,12 @@ pub async fn emit(
                 .collect()
         }
     };
-    insert_owned(tx, partitions, event.id.as_bytes(), event.subject, &deliveries).await?;
-    Ok(deliveries)
+    let told = insert_owned(tx, partitions, event.id.as_bytes(), event.subject, &deliveries).await?;
+    Ok(if told { deliveries } else { Vec::new() })
 }
 
-/// Inserts deliveries that nobody but the event `owner` owns, with the row that counts them (P5).
+/// Inserts deliveries that nobody but the event `owner` owns, with the row that counts them (P5). Answers false, and
+/// inserts nothing, where there are none or an event of this id exists: it was told before.
 ///
 /// # Errors
 /// The database's.
@@ -132,11 +133,12 @@ pub async fn insert_owned(
     owner: &[u8; 16],
     subject: &str,
     deliveries: &[v1::Delivery],
-) -> Result<(), StoreError> {
-    let Some(first) = deliveries.first() else { return Ok(()) };
-    sql::execute(
+) -> Result<bool, StoreError> {
+    let Some(first) = deliveries.first() else { return Ok(false) };
+    let made = sql::execute(
         tx.conn(),
-        "INSERT INTO events (id, project_id, type, subject, created_at_ms, owed) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO events (id, project_id, type, subject, created_at_ms, owed) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (id) DO NOTHING",
         [
             sql::id(owner),
             Value::from(first.project_id),
@@ -147,5 +149,9 @@ pub async fn insert_owned(
         ],
     )
     .await?;
-    insert_deliveries(tx, partitions, deliveries).await.map(drop)
+    if made == 0 {
+        return Ok(false);
+    }
+    insert_deliveries(tx, partitions, deliveries).await?;
+    Ok(true)
 }

@@ -53,6 +53,10 @@ pub struct JobRow {
     pub request_hash: Option<Vec<u8>>,
     /// W3C traceparent of the submit.
     pub traceparent: Option<String>,
+    /// The client's metadata, a small JSON object, verbatim.
+    pub metadata: Option<Vec<u8>>,
+    /// The id that the client gave its request, on endpoints of kind completion.
+    pub request_id: Option<String>,
 }
 
 impl JobRow {
@@ -102,7 +106,7 @@ macro_rules! columns {
          max_attempts, retry_errors, submitted_at_ms, queued_at_ms, ttl_ms, ttl_at_ms, execution_timeout_ms, \
          attempt, nonce, worker_id, started_at_ms, delay_ms, execution_ms, lease_until_ms, ended_at_ms, end_reason, \
          retain_completed_ms, retain_failed_ms, owed, targets, history, batch_id, batch_index, client_ref, \
-         idempotency_key, request_hash, traceparent"
+         idempotency_key, request_hash, traceparent, metadata, request_id"
     };
 }
 
@@ -194,6 +198,8 @@ fn read_row(row: &QueryResult) -> Result<JobRow, StoreError> {
         idempotency_key: row.try_get_by_index(36)?,
         request_hash: row.try_get_by_index(37)?,
         traceparent: row.try_get_by_index(38)?,
+        metadata: row.try_get_by_index(39)?,
+        request_id: row.try_get_by_index(40)?,
     })
 }
 
@@ -283,7 +289,7 @@ fn nothing_if_empty(targets: &[Target]) -> Option<Vec<u8>> {
 const INSERT: Rows = Rows {
     name: "jobs.insert",
     before: concat!("INSERT INTO jobs (", columns!(), ", next_check_at_ms) VALUES "),
-    casts: &[""; 40],
+    casts: &[""; 42],
     after: "",
 };
 
@@ -333,6 +339,8 @@ pub async fn insert_jobs(tx: &WriteTx, rows: &[JobRow], grace_ms: u64) -> Result
                 Value::from(r.idempotency_key.clone()),
                 Value::from(r.request_hash.clone()),
                 Value::from(r.traceparent.clone()),
+                Value::from(r.metadata.clone()),
+                Value::from(r.request_id.clone()),
                 Value::from(r.next_check_at(grace_ms).map(|t| t.0)),
             ]);
         })

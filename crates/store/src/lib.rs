@@ -34,6 +34,7 @@ pub mod secrets;
 pub mod sql;
 mod start;
 pub mod submit;
+pub mod usage;
 pub mod views;
 pub mod webhooks;
 pub mod workers;

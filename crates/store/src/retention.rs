@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use ringback_contracts::{batch_id_of, job_id_of};
-use ringback_domain::{BatchId, JobId};
+use ringback_domain::{BatchId, JobId, ProjectId, TimestampMs};
 use sea_orm::{ConnectionTrait, QueryResult, Value};
 use uuid::Uuid;
 
@@ -375,7 +375,9 @@ pub async fn remove_unopened(tx: &WriteTx, id: BatchId, limit: u32) -> Result<(b
     let lock = if tx.is_postgres() { " FOR UPDATE" } else { "" };
     let open = sql::query_one(
         tx.conn(),
-        &format!("SELECT opened_at_ms, next_check_at_ms FROM batches WHERE id = $1{lock}"),
+        &format!(
+            "SELECT opened_at_ms, next_check_at_ms, project_id, total, created_at_ms FROM batches WHERE id = $1{lock}"
+        ),
         [sql::id(id.as_bytes())],
     )
     .await?;
@@ -403,6 +405,13 @@ pub async fn remove_unopened(tx: &WriteTx, id: BatchId, limit: u32) -> Result<(b
     if gone {
         purged.batches =
             sql::execute(tx.conn(), "DELETE FROM batches WHERE id = $1", [sql::id(id.as_bytes())]).await?;
+        crate::usage::give_back_jobs(
+            tx,
+            ProjectId(row.try_get_by_index(2)?),
+            sql::get_u64(&row, 3, "batches.total")?,
+            TimestampMs(row.try_get_by_index(4)?),
+        )
+        .await?;
     }
     book(tx, &purged).await?;
     Ok((gone, purged))

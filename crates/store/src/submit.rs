@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use ringback_contracts::v1;
 use ringback_domain::{
-    BatchId, EndpointId, JobId, JobStatus, ProjectId, TimestampMs, job, job::Effect, policy::Policy,
-    target::Target, webhook::body,
+    BatchId, EndpointId, JobId, JobStatus, ProjectId, TimestampMs, event::EndpointKind, job, job::Effect,
+    policy::Policy, target::Target, usage::Metric, webhook::body,
 };
 use sea_orm::{ConnectionTrait, Value};
 
@@ -15,7 +15,16 @@ use crate::{
     deliveries::{JobTransition, insert_deliveries, job_delivery},
     insert_jobs,
     sql::{self, LIST, Rows},
+    usage::{Counting, OverQuota},
+    webhooks::{
+        Registry,
+        registry::parse_metadata,
+        tell::{self, End, Transition},
+    },
 };
+
+/// Longest metadata of a job: they are repeated in every event.
+pub const METADATA_MAX_BYTES: usize = 4_096;
 
 /// Where a job's input lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +75,10 @@ pub struct Submit {
     pub request_hash: Option<Vec<u8>>,
     /// W3C traceparent of the submit.
     pub traceparent: Option<String>,
+    /// The client's metadata: a JSON object of at most [`METADATA_MAX_BYTES`], for filters and events.
+    pub metadata: Option<Vec<u8>>,
+    /// The id that the client gave its request, on endpoints of kind completion.
+    pub request_id: Option<String>,
     /// The input.
     pub input: InputAt,
     /// Further members of the job object as one JSON object; no secrets.
@@ -84,6 +97,25 @@ pub enum Admission {
     Inserted(Box<Inserted>),
     /// A job with its idempotency key exists already; nothing was inserted.
     Existing(Existing),
+    /// Its project has used up a quota; nothing was inserted.
+    Refused(Box<Refused>),
+}
+
+/// A submit beyond a quota, with what is announced after the commit.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Which quota.
+    pub over: OverQuota,
+    /// What webhooks are owed for that: the first of a period only.
+    pub deliveries: Vec<v1::Delivery>,
+}
+
+/// What is to be done with one submit.
+enum Plan {
+    Existing(Existing),
+    Refused(OverQuota),
+    /// A new row with so many deliveries.
+    New(usize),
 }
 
 /// A new row, with what is announced after the commit.
@@ -131,24 +163,33 @@ pub async fn insert_submits(
     submits: &[&Submit],
 ) -> Result<Vec<Admission>, StoreError> {
     let mut known = existing_keys(tx, submits).await?;
+    let registry = tx.registry().await?;
     let now = TimestampMs(tx.now_ms());
-    // One entry per submit: the job that its key names, or how many deliveries its new row has.
-    let mut plan: Vec<Result<Existing, usize>> = Vec::with_capacity(submits.len());
+    let mut counting = Counting::open(tx, quotas_of(&registry, submits)).await?;
+    let mut plan: Vec<Plan> = Vec::with_capacity(submits.len());
     let mut rows = Vec::with_capacity(submits.len());
     let mut inputs = Vec::with_capacity(submits.len());
     let mut deliveries = Vec::new();
     let mut deltas: BTreeMap<EndpointId, CounterDelta> = BTreeMap::new();
     for submit in submits {
         if let Some(existing) = known_submit(&known, submit) {
-            plan.push(Ok(existing));
+            plan.push(Plan::Existing(existing));
             continue;
         }
-        let (row, first) = begin(submit, now)?;
+        // The jobs of a batch were counted with it.
+        if submit.batch.is_none()
+            && let Err(over) = counting.take_jobs(submit.project, 1, uses_tokens(&registry, submit.endpoint))
+        {
+            plan.push(Plan::Refused(over));
+            continue;
+        }
+        let (mut row, mut first) = begin(submit, now)?;
+        tell_registered(&registry, &mut row, &mut first);
         if let Some(key) = &submit.idempotency_key {
             known.insert((submit.project, key.clone()), Known::of(&row));
         }
         deltas.entry(submit.endpoint).or_default().moved(None, JobStatus::InQueue);
-        plan.push(Err(first.len()));
+        plan.push(Plan::New(first.len()));
         deliveries.extend(first);
         rows.push(row);
         inputs.push(*submit);
@@ -158,27 +199,46 @@ pub async fn insert_submits(
         insert_jobs(tx, &rows, 0).await?;
         INSERT_INPUT.execute(tx.conn(), &inputs, |s, v| input_values(s, v)).await?;
         insert_deliveries(tx, partitions, &deliveries).await?;
-        hold_deliveries(tx, &inputs).await?;
+        hold_deliveries(tx, &inputs, &rows).await?;
         add_counters(tx, counter_row, &deltas).await?;
     }
-    Ok(admissions(plan, rows, deliveries))
+    let told = counting.close(tx, partitions).await?;
+    Ok(admissions(plan, rows, deliveries, told))
 }
 
+/// Which quotas the submits may touch; none where no project has one.
+fn quotas_of(registry: &Registry, submits: &[&Submit]) -> impl Iterator<Item = (ProjectId, Metric)> {
+    submits
+        .iter()
+        .filter(|s| s.batch.is_none() && registry.quota(s.project).is_some())
+        .flat_map(|s| Metric::ALL.map(|metric| (s.project, metric)))
+}
+
+/// Whether the jobs of an endpoint use tokens.
+pub(crate) fn uses_tokens(registry: &Registry, endpoint: EndpointId) -> bool {
+    registry.endpoint(endpoint).is_some_and(|e| e.kind == EndpointKind::Completion)
+}
+
+/// Joins the plan with its rows. What is owed for quotas goes along with the first of them that can carry it.
 fn admissions(
-    plan: Vec<Result<Existing, usize>>,
+    plan: Vec<Plan>,
     rows: Vec<JobRow>,
     all: Vec<v1::Delivery>,
+    mut told: Vec<v1::Delivery>,
 ) -> Vec<Admission> {
-    let (mut rows, mut deliveries) = (rows.into_iter(), all.into_iter());
+    let (mut rows, mut all) = (rows.into_iter(), all.into_iter());
     plan.into_iter()
         .filter_map(|entry| match entry {
-            Ok(existing) => Some(Admission::Existing(existing)),
-            // As many rows as entries without a known job.
-            Err(n) => rows.next().map(|row| {
-                Admission::Inserted(Box::new(Inserted {
-                    row,
-                    deliveries: deliveries.by_ref().take(n).collect(),
-                }))
+            Plan::Existing(existing) => Some(Admission::Existing(existing)),
+            Plan::Refused(over) => {
+                let deliveries = std::mem::take(&mut told);
+                Some(Admission::Refused(Box::new(Refused { over, deliveries })))
+            }
+            // As many rows as entries of this kind.
+            Plan::New(n) => rows.next().map(|row| {
+                let mut deliveries: Vec<v1::Delivery> = all.by_ref().take(n).collect();
+                deliveries.append(&mut told);
+                Admission::Inserted(Box::new(Inserted { row, deliveries }))
             }),
         })
         .collect()
@@ -186,15 +246,20 @@ fn admissions(
 
 const HOLD: Rows = Rows {
     name: "deliveries.hold",
-    before: "UPDATE deliveries SET next_attempt_at_ms = created_at_ms + v.column2 FROM (VALUES ",
+    before: "UPDATE deliveries SET next_attempt_at_ms = created_at_ms + v.column2, position = NULL FROM (VALUES ",
     casts: &["bytea", "bigint"],
     after: ") AS v WHERE deliveries.owner_id = v.column1",
 };
 
-/// In the transaction of the insert, so nobody has seen the rows (P8).
-async fn hold_deliveries(tx: &WriteTx, submits: &[&Submit]) -> Result<(), StoreError> {
-    let held: Vec<&&Submit> =
-        submits.iter().filter(|s| s.hold_deliveries_ms > 0 && !s.targets.is_empty()).collect();
+/// In the transaction of the insert, so nobody has seen the rows (P8). What is held has no place in the feed: the
+/// opening of its batch gives it one.
+async fn hold_deliveries(tx: &WriteTx, submits: &[&Submit], rows: &[JobRow]) -> Result<(), StoreError> {
+    let held: Vec<&&Submit> = submits
+        .iter()
+        .zip(rows)
+        .filter(|(s, row)| s.hold_deliveries_ms > 0 && row.job.owed > 0)
+        .map(|(s, _)| s)
+        .collect();
     HOLD.execute(tx.conn(), &held, |s, v| {
         v.extend([sql::id(s.id.as_bytes()), sql::int(s.hold_deliveries_ms)])
     })
@@ -239,6 +304,8 @@ fn begin(s: &Submit, now: TimestampMs) -> Result<(JobRow, Vec<v1::Delivery>), St
         idempotency_key: s.idempotency_key.clone(),
         request_hash: s.request_hash.clone(),
         traceparent: s.traceparent.clone(),
+        metadata: s.metadata.clone(),
+        request_id: s.request_id.clone(),
     };
     row.log_transition(now);
     let mut deliveries = Vec::new();
@@ -248,6 +315,30 @@ fn begin(s: &Submit, now: TimestampMs) -> Result<(JobRow, Vec<v1::Delivery>), St
         }
     }
     Ok((row, deliveries))
+}
+
+/// Adds what registered webhooks are owed for the submit.
+fn tell_registered(registry: &Registry, row: &mut JobRow, deliveries: &mut Vec<v1::Delivery>) {
+    if !registry.listens(row.project) {
+        return;
+    }
+    let of = Transition {
+        row,
+        seq: row.job.seq,
+        run: row.job.run,
+        attempt: 0,
+        status: row.job.status(),
+        again: false,
+        delay_ms: 0,
+        execution_ms: 0,
+        at: row.submitted_at,
+        traceparent: row.traceparent.as_deref(),
+    };
+    let metadata = parse_metadata(row.metadata.as_deref());
+    let owed = tell::owed(registry, &of, metadata.as_ref());
+    let told = tell::deliveries(registry, &of, &End::default(), &owed);
+    row.job.owed += u32::try_from(told.len()).unwrap_or(u32::MAX);
+    deliveries.extend(told);
 }
 
 fn first_delivery(

@@ -53,6 +53,8 @@ fn row(n: u8, now: i64) -> JobRow {
         idempotency_key: Some(format!("k{n}")),
         request_hash: Some(vec![n]),
         traceparent: None,
+        metadata: None,
+        request_id: None,
     };
     row.log_transition(TimestampMs(now));
     row

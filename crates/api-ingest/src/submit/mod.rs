@@ -8,7 +8,11 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
-use ringback_domain::{JobId, target::Target};
+use ringback_domain::{
+    JobId,
+    event::{EndpointKind, request_id_of},
+    target::Target,
+};
 use ringback_service_runtime::{blobs::BlobKey, json::check_text, trace_context};
 use ringback_store::submit::{InputAt, Submit};
 use sha2::{Digest as _, Sha256};
@@ -30,6 +34,12 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Api
     }
     check_text(text, KEY_MAX_BYTES).map_err(|e| wrong(e.to_string()))?;
     Ok(Some(text.to_owned()))
+}
+
+/// `X-Request-Id`, where it is a text of a sensible length.
+fn request_id_header(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get("x-request-id")?.to_str().ok()?.trim();
+    (!text.is_empty() && text.len() <= KEY_MAX_BYTES).then(|| text.to_owned())
 }
 
 /// What tells a repeated request from another one.
@@ -101,6 +111,9 @@ pub(crate) async fn submit_one(
         submit.submit.retain_completed_ms = endpoint.retention.sync_ms;
         submit.submit.retain_failed_ms = endpoint.retention.sync_ms;
     }
+    if endpoint.kind == EndpointKind::Completion && submit.submit.request_id.is_none() {
+        submit.submit.request_id = request_id_header(origin.headers);
+    }
     submit.submit.idempotency_key = key;
     submit.submit.request_hash = hash;
     let blob = place_input(api, &mut submit.submit).await?;
@@ -135,6 +148,10 @@ pub(crate) fn prepare(
         None => None,
         Some(plain) => Some(api.key.seal(plain, &ringback_store::submit::secret_purpose(id))?),
     };
+    let mut targets =
+        Target::of_submit(request.webhook.as_deref(), request.webhook_v2.as_deref(), endpoint.all_events);
+    targets.extend(request.callback_url.as_deref().map(Target::of_callback));
+    let targets = targets.into_iter().map(|target| target.with_profile(endpoint.webhook_profile)).collect();
     let submit = Submit {
         id,
         project: endpoint.project,
@@ -146,16 +163,19 @@ pub(crate) fn prepare(
         execution_timeout_ms: request.execution_timeout_ms.unwrap_or(endpoint.execution_timeout_ms),
         retain_completed_ms: endpoint.retention.completed_ms,
         retain_failed_ms: endpoint.retention.failed_ms,
-        targets: Target::of_submit(
-            request.webhook.as_deref(),
-            request.webhook_v2.as_deref(),
-            endpoint.all_events,
-        ),
+        targets,
         batch: None,
         client_ref: None,
         idempotency_key: None,
         request_hash: None,
         traceparent,
+        metadata: request.metadata.map(|text| text.as_bytes().to_vec()),
+        request_id: (endpoint.kind == EndpointKind::Completion)
+            .then(|| {
+                request_id_of(request.input.as_bytes())
+                    .or_else(|| request_id_of(request.metadata.unwrap_or_default().as_bytes()))
+            })
+            .flatten(),
         input: InputAt::Inline(body.slice_ref(request.input.as_bytes())),
         extra: request.extra.clone(),
         secret_extra_encrypted,

@@ -190,9 +190,14 @@ impl Outbound {
         }
     }
 
-    async fn announce(&self, sent: &[Sent]) {
+    /// Announces deliveries that were committed.
+    pub(crate) async fn announce_deliveries(&self, deliveries: &[v1::Delivery]) {
+        self.announce_all(deliveries.iter()).await;
+    }
+
+    async fn announce_all(&self, deliveries: impl Iterator<Item = &v1::Delivery>) {
         let mut by_partition: BTreeMap<u16, Vec<v1::Delivery>> = BTreeMap::new();
-        for delivery in sent.iter().flat_map(|s| &s.deliveries) {
+        for delivery in deliveries {
             let partition = partition_of(&delivery.owner_id, self.facts.partitions);
             by_partition.entry(partition).or_default().push(delivery.clone());
         }
@@ -203,6 +208,10 @@ impl Outbound {
                 })
                 .await;
         }
+    }
+
+    async fn announce(&self, sent: &[Sent]) {
+        self.announce_all(sent.iter().flat_map(|s| &s.deliveries)).await;
         let events = sent.iter().map(|s| queued_event(&s.row)).collect();
         self.bus.announce_transitions(v1::TransitionEvents { events }.encode_to_vec().into()).await;
     }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use ringback_domain::webhook::url::{UrlPolicy, check_url};
 use ringback_service_runtime::{config::ServerConfig, json::check_depth};
+use ringback_store::submit::METADATA_MAX_BYTES;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -46,6 +47,8 @@ pub(crate) struct RawJob<'a> {
     #[serde(borrow, rename = "webhookV2")]
     pub(crate) webhook_v2: Option<&'a RawValue>,
     #[serde(borrow)]
+    pub(crate) callback_url: Option<&'a RawValue>,
+    #[serde(borrow)]
     pub(crate) policy: Option<&'a RawValue>,
     #[serde(borrow, rename = "s3Config")]
     pub(crate) s3_config: Option<&'a RawValue>,
@@ -72,9 +75,13 @@ pub(crate) struct JobRequest<'a> {
     pub(crate) input: &'a str,
     pub(crate) webhook: Option<Cow<'a, str>>,
     pub(crate) webhook_v2: Option<Cow<'a, str>>,
+    /// Gets Runflow's body.
+    pub(crate) callback_url: Option<Cow<'a, str>>,
     pub(crate) execution_timeout_ms: Option<u64>,
     pub(crate) ttl_ms: Option<u64>,
     pub(crate) low_priority: bool,
+    /// A JSON object, for filters and events. Anything else is the handler's business only.
+    pub(crate) metadata: Option<&'a str>,
     /// Members that the handler gets beside `input`, without secrets.
     pub(crate) extra: Option<Bytes>,
     /// The secret ones.
@@ -126,6 +133,7 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
         }
         (a, b) => a.or(b),
     };
+    let callback_url = url_member("/callback_url", raw.callback_url, rules)?;
     let policy = match raw.policy {
         None => RawPolicy::default(),
         Some(raw) if raw.get().starts_with('{') => member("/policy", raw, "an object")?,
@@ -159,6 +167,18 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
         // Its value is a secret and is not quoted.
         return Err(ApiError::field("/s3Config", "must be an object"));
     }
+    let metadata = raw.metadata.map(RawValue::get).filter(|text| text.starts_with('{'));
+    if let Some(text) = metadata
+        && text.len() > METADATA_MAX_BYTES
+    {
+        return Err(ApiError::field(
+            "/metadata",
+            format!(
+                "has {} bytes, at most {METADATA_MAX_BYTES} are allowed: it is repeated in every event",
+                text.len()
+            ),
+        ));
+    }
     let extra = object_of(&[
         ("webhook", raw.webhook),
         ("webhookv2", raw.webhookv2),
@@ -171,9 +191,11 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
         input,
         webhook,
         webhook_v2,
+        callback_url,
         execution_timeout_ms,
         ttl_ms,
         low_priority,
+        metadata,
         extra,
         secret_extra,
     })
@@ -249,6 +271,24 @@ mod tests {
         assert_eq!(kept, r#"{"b": 1e400, "a":0.10, "n":"\u0000"} None"#);
         let kept = check(r#"{"input":[1],"policy":{"ttl": 10000},"s3Config":{"accessSecret":"k"}}"#).unwrap();
         assert_eq!(kept, r#"[1] Some(b"{\"policy\":{\"ttl\": 10000}}")"#);
+    }
+
+    #[test]
+    fn metadata_are_a_small_object_or_the_handlers_business() {
+        let rules = rules();
+        let metadata = |json: &str| {
+            let body = format!("{{\"input\":1,\"metadata\":{json}}}");
+            let raw: RawJob<'_> = parse_object(body.as_bytes(), &rules).unwrap();
+            check_job(&raw, &rules).map(|job| job.metadata.map(str::to_owned)).map_err(|e| e.detail)
+        };
+        assert_eq!(metadata("{\"a\": 1e400}").unwrap().as_deref(), Some("{\"a\": 1e400}"));
+        for other in ["null", "3", "\"text\"", "[1]"] {
+            assert_eq!(metadata(other).unwrap(), None, "{other}");
+        }
+        let sized = |n: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(n - 8));
+        assert!(metadata(&sized(METADATA_MAX_BYTES)).is_ok());
+        let error = metadata(&sized(METADATA_MAX_BYTES + 1)).unwrap_err();
+        assert!(error.contains("`metadata` has 4097 bytes, at most 4096"), "{error}");
     }
 
     #[test]

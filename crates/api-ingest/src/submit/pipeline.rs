@@ -19,6 +19,7 @@ use ringback_service_runtime::fault;
 use ringback_store::{
     Store, StoreError, Urgency, WriteTx,
     submit::{Admission, InputAt, Inserted, Submit, committed_ids, insert_submits},
+    usage::OverQuota,
 };
 use tokio::sync::oneshot;
 
@@ -297,6 +298,7 @@ impl Submits {
 
     fn accepted(&self, group: &Group, admissions: Vec<Option<Admission>>) {
         let mut sent = Vec::with_capacity(group.len());
+        let mut told = Vec::new();
         for (pending, admission) in group.iter().zip(admissions) {
             match admission {
                 None => pending.answer(Err(ApiError::unavailable("the submit was given up"))),
@@ -307,6 +309,10 @@ impl Submits {
                     new: false,
                 })),
                 Some(Admission::Existing(_)) => pending.answer(Err(other_request())),
+                Some(Admission::Refused(refused)) => {
+                    pending.answer(Err(over_quota(&refused.over)));
+                    told.extend(refused.deliveries);
+                }
                 Some(Admission::Inserted(inserted)) => {
                     let Inserted { row, deliveries } = *inserted;
                     pending.answer(Ok(Accepted {
@@ -323,12 +329,34 @@ impl Submits {
         if !sent.is_empty() {
             Arc::clone(&self.outbound).send(sent);
         }
+        if !told.is_empty() {
+            let outbound = Arc::clone(&self.outbound);
+            tokio::spawn(async move { outbound.announce_deliveries(&told).await });
+        }
     }
 }
 
 pub(crate) fn other_request() -> ApiError {
     ApiError::conflict(
         "this Idempotency-Key was used for another request (endpoint or body differ); use a new key for a new request",
+    )
+}
+
+/// A submit beyond a quota of its project.
+pub(crate) fn over_quota(over: &OverQuota) -> ApiError {
+    let wait_ms = over.reset_at.since_ms(over.now);
+    ApiError::too_many(
+        format!(
+            "the quota of {} {} per {} is used up ({} used); counting begins anew at {} (setting \
+             projects.<name>.quota.{})",
+            over.limit,
+            over.metric.as_str(),
+            over.quota.period.as_str(),
+            over.used,
+            over.reset_at.rfc3339(),
+            over.metric.as_str(),
+        ),
+        wait_ms.div_ceil(1_000).max(1),
     )
 }
 
@@ -362,6 +390,8 @@ mod tests {
             slots: 1,
             shard: 1,
             all_events: false,
+            webhook_profile: None,
+            kind: ringback_domain::event::EndpointKind::Job,
             policy: Policy::default(),
             execution_timeout_ms: 1_000,
             ttl_ms: 1_000,
@@ -387,6 +417,8 @@ mod tests {
             idempotency_key: None,
             request_hash: None,
             traceparent: None,
+            metadata: None,
+            request_id: None,
             input: InputAt::Inline(Bytes::from_static(b"1")),
             extra: None,
             secret_extra_encrypted: None,

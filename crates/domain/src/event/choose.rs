@@ -1,10 +1,13 @@
 //! Which event a transition is.
 
+use serde::{Deserialize, Serialize};
+
 use super::EventType;
 use crate::{batch::BatchStatus, status::JobStatus};
 
 /// What an endpoint's jobs are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EndpointKind {
     /// Any work.
     #[default]

@@ -3,9 +3,11 @@
 //! Names and codes are fixed for good: names stand in bodies and filters, codes in SQL.
 
 mod choose;
+mod completion;
 mod filter;
 
 pub use choose::{Candidates, EndpointKind, of_batch, of_transition};
+pub use completion::{Completion, request_id_of};
 pub use filter::{Filter, FilterError, MAX_ENTRIES, MAX_TEXT_BYTES, Pattern};
 
 use std::fmt;
@@ -160,6 +162,16 @@ pub fn event_key(unix_ms: u64, random: [u8; 10], subject: Option<&[u8; 16]>) -> 
         bytes[SUBJECT_TAIL..].copy_from_slice(&subject[SUBJECT_TAIL..]);
     }
     uuid::Uuid::from_bytes(bytes)
+}
+
+/// The key of an event that must be told once: the same name of that moment gives the same key in every process.
+#[must_use]
+pub fn event_key_of(unix_ms: u64, name: &str) -> uuid::Uuid {
+    use sha2::Digest as _;
+    let hash: [u8; 32] = sha2::Sha256::digest(name.as_bytes()).into();
+    let mut random = [0; 10];
+    random.copy_from_slice(&hash[..10]);
+    event_key(unix_ms, random, None)
 }
 
 /// Where the bytes begin that an event's key shares with the id of what it is about.

@@ -3,7 +3,7 @@
 use super::section::{FieldDoc, Section};
 use super::{
     ApiKeyConfig, ArtifactsConfig, BatchTemplateConfig, BlobsConfig, ConfirmConfig, DataConfig,
-    DatabaseConfig, EndpointConfig, NatsConfig, ProcessConfig, ProjectConfig, ReconcilerConfig,
+    DatabaseConfig, EndpointConfig, NatsConfig, ProcessConfig, ProjectConfig, QuotaConfig, ReconcilerConfig,
     RetentionConfig, ServerConfig, TelemetryConfig, TrackerConfig, WebhookSecretConfig, WebhooksConfig,
     WorkerConfig,
 };
@@ -37,6 +37,7 @@ fn sections() -> Vec<Documented> {
         documented::<ProjectConfig>("[projects.<name>]", false),
         documented::<ApiKeyConfig>("[[projects.<name>.api_keys]]", false),
         documented::<WebhookSecretConfig>("[[projects.<name>.webhook_secrets]]", false),
+        documented::<QuotaConfig>("[projects.<name>.quota]", false),
         documented::<EndpointConfig>("[[endpoints]]", false),
         documented::<ProcessConfig>("[endpoints.executor.process]", false),
         documented::<ArtifactsConfig>("[endpoints.artifacts]", false),
@@ -127,6 +128,7 @@ const EXAMPLES: &str = r#"
 #   { name = "ops", key_sha256 = "<64 hex digits>", scopes = ["admin"] },
 # ]
 # webhook_secrets = [{ secret_file = "/run/secrets/webhook" }]
+# quota = { period = "day", jobs = 100000 }
 
 # An endpoint is a named queue and the way its jobs run.
 # [[endpoints]]
@@ -141,6 +143,13 @@ const EXAMPLES: &str = r#"
 # executor = { process = { command = ["python3", "-u", "handler.py"], cwd = "/srv/tts" } }
 # execution_timeout_ms = 120000
 # retention = { preset = "runpod", failed_ms = 86400000 }
+
+# A language model: webhooks hear of completion.* with tokens and text.
+# [[endpoints]]
+# name = "chat"
+# kind = "completion"
+# model = "qwen3-4b"
+# executor = { process = { command = ["python3", "-u", "handler.py"], cwd = "/srv/chat" } }
 
 # Files that a handler writes become artefacts; the job ends once its receiver has them.
 # [[endpoints]]

@@ -3,6 +3,9 @@
 use super::artifacts::{ArtifactsConfig, ConfirmConfig};
 use super::problems::{NAME_RULE, Problems, is_name};
 use super::section::section;
+use super::services::WebhookProfile;
+use ringback_domain::TimestampMs;
+use ringback_domain::event::EndpointKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,10 +33,20 @@ section! {
         retry_errors: bool = false,
         /// Which transitions the plain `webhook` hears of: "terminal" or "all".
         webhook_events: WebhookEvents = WebhookEvents::Terminal,
+        /// "default" or "runpod-strict" for the webhooks of its jobs. Unset: as [webhooks] profile says.
+        webhook_profile: Option<WebhookProfile> = None,
         /// Which values of an output become artefacts, see below. Off by default.
         artifacts: ArtifactsConfig = ArtifactsConfig::default(),
         /// Whether jobs wait until their files have arrived, see below. Off by default.
         confirm: ConfirmConfig = ConfirmConfig::default(),
+        /// What its jobs are: "job", or "completion" for a language model, whose events tell tokens and text.
+        kind: EndpointKind = EndpointKind::Job,
+        /// The model that answers here, as events name it. A change emits `model.updated`.
+        model: Option<String> = None,
+        /// When the model goes: a date or RFC 3339. Setting it emits `model.deprecated`.
+        deprecated_at: Option<String> = None,
+        /// The model or endpoint to use instead.
+        successor: Option<String> = None,
         /// How long ended jobs and delivery attempts are kept.
         retention: RetentionConfig = RetentionConfig::default(),
     }
@@ -166,6 +179,8 @@ pub struct Retention {
     pub delivery_attempts_ms: u64,
 }
 
+/// Longest name of a model.
+const MODEL_MAX_BYTES: usize = 256;
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 const DAY_MS: u64 = 24 * HOUR_MS;
@@ -244,6 +259,14 @@ impl EndpointConfig {
         p.within(&at("execution_timeout_ms"), self.execution_timeout_ms, 1, YEAR_MS);
         p.within(&at("ttl_ms"), self.ttl_ms, 1, YEAR_MS);
         p.within(&at("max_attempts"), u64::from(self.max_attempts), 1, 1_000);
+        for (key, value) in [("model", &self.model), ("successor", &self.successor)] {
+            if value.as_ref().is_some_and(|text| text.is_empty() || text.len() > MODEL_MAX_BYTES) {
+                p.add(at(key), format!("must have 1 to {MODEL_MAX_BYTES} bytes"));
+            }
+        }
+        if self.deprecated_at.as_deref().is_some_and(|text| TimestampMs::parse_rfc3339(text).is_none()) {
+            p.add(at("deprecated_at"), "is not a date such as 2026-12-31 or 2026-12-31T00:00:00Z");
+        }
         self.artifacts.validate(&at("artifacts"), p);
         self.confirm.validate(&at("confirm"), &self.artifacts, p);
         let kept = self.retention.resolve();

@@ -26,7 +26,7 @@ pub use endpoints::{
 };
 pub use infrastructure::{BlobsConfig, DataConfig, DatabaseConfig, NatsConfig};
 pub use problems::{Problem, Problems};
-pub use projects::{ApiKeyConfig, ProjectConfig, Scope, WebhookSecretConfig};
+pub use projects::{ApiKeyConfig, ProjectConfig, QuotaConfig, Scope, WebhookSecretConfig};
 pub use secrets::SecretError;
 pub use section::{FieldDoc, Section};
 pub use server::ServerConfig;

@@ -4,6 +4,7 @@ use super::problems::{NAME_RULE, Problems, is_name};
 use super::secrets::{SecretError, SecretSource};
 use super::section::section;
 use crate::Redacted;
+use ringback_domain::usage::Period;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -33,6 +34,20 @@ section! {
         webhook_secrets: Vec<WebhookSecretConfig> = Vec::new(),
         /// Submits this project may make in any 10 seconds; 0 means no limit. Unset: `server.submits_per_10s`.
         submits_per_10s: Option<u64> = None,
+        /// How much the project may use per period, see below. Unset: no limit.
+        quota: Option<QuotaConfig> = None,
+    }
+}
+
+section! {
+    /// How much a project may use per period. Beyond it submits get 429; webhooks hear of 80 %, 95 % and the limit.
+    QuotaConfig {
+        /// When counting begins anew, in UTC: "hour", "day" or "month".
+        period: Period = Period::Month,
+        /// Jobs that may be submitted per period; those of batches count. Unset: no limit.
+        jobs: Option<u64> = None,
+        /// Tokens that completions may read and write per period, counted when they end. Unset: no limit.
+        tokens: Option<u64> = None,
     }
 }
 
@@ -63,6 +78,9 @@ section! {
         secret_file: Option<PathBuf> = None,
     }
 }
+
+/// Largest limit: counts stay inside 63 bits.
+const QUOTA_MAX: u64 = 1 << 53;
 
 /// Shortest key we accept: shorter ones can be guessed over the network.
 const MIN_KEY_CHARS: usize = 16;
@@ -155,6 +173,16 @@ impl ProjectConfig {
             key.validate(&format!("{at}.api_keys[{n}]"), p);
             if self.api_keys[..n].iter().any(|other| other.name == key.name) {
                 p.add(format!("{at}.api_keys[{n}].name"), format!("`{}` is used twice", key.name));
+            }
+        }
+        if let Some(quota) = &self.quota {
+            for (key, limit) in [("jobs", quota.jobs), ("tokens", quota.tokens)] {
+                if let Some(limit) = limit {
+                    p.within(&format!("{at}.quota.{key}"), limit, 0, QUOTA_MAX);
+                }
+            }
+            if quota.jobs.is_none() && quota.tokens.is_none() {
+                p.add(format!("{at}.quota"), "limits nothing: set jobs or tokens");
             }
         }
         for (n, secret) in self.webhook_secrets.iter().enumerate() {

@@ -12,7 +12,7 @@ use ringback_store::{
     results::{NewAttempt, NewResult, StoredPayload},
 };
 
-use super::{Context, Entry, Out, Owed, Publish};
+use super::{Changed, Context, Entry, Out, Owed, Publish};
 
 /// What came along with an event and belongs into its rows.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +62,7 @@ pub(super) fn advance(
     let result = record_result(row, &effects, live.as_ref(), told, out);
     if step == Step::Changed {
         row.log_transition(context.now);
-        note_transition(row, from, event, out, context);
+        note_transition(row, from, event, result, out, context);
     }
     for effect in effects {
         carry_out(row, effect, live.as_ref(), told, result, out, context);
@@ -70,7 +70,14 @@ pub(super) fn advance(
     Ok(step)
 }
 
-fn note_transition(row: &JobRow, from: JobStatus, event: &JobEvent, out: &mut Out, context: &Context<'_>) {
+fn note_transition(
+    row: &JobRow,
+    from: JobStatus,
+    event: &JobEvent,
+    result: Option<usize>,
+    out: &mut Out,
+    context: &Context<'_>,
+) {
     let to = row.job.status();
     let counters = out.counters.entry(row.endpoint).or_default();
     counters.moved(Some(from), to);
@@ -82,6 +89,16 @@ fn note_transition(row: &JobRow, from: JobStatus, event: &JobEvent, out: &mut Ou
     counters.retried += i64::from(again);
     metrics::counter!("ringback_job_transitions_total", "status" => to.as_str()).increment(1);
     let (attempt, delay_ms, execution_ms) = times(row);
+    out.changed.push(Changed {
+        job: row.job.id,
+        seq: row.job.seq,
+        run: row.job.run,
+        attempt,
+        status: to,
+        delay_ms,
+        execution_ms,
+        result,
+    });
     out.after.transitions.push(v1::TransitionEvent {
         job_id: Bytes::copy_from_slice(row.job.id.as_bytes()),
         project_id: row.project.0,

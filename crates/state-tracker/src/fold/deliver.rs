@@ -6,7 +6,10 @@ use ringback_contracts::v1;
 use ringback_domain::{
     JobId, TimestampMs,
     target::BodyFormat,
-    webhook::body::{self, Body, Echo, Json, Terminal},
+    webhook::{
+        body::{self, Body, Echo, Json, Terminal},
+        runflow_body::{self, RunEnd},
+    },
 };
 use ringback_service_runtime::trace_context;
 use ringback_store::{
@@ -68,7 +71,12 @@ pub(super) fn deliveries(
         };
         let result = o.result.and_then(|n| results.get(n));
         let input = inputs.get(&o.job).filter(|_| repeats_input(row, o));
-        let body = body_of(o, public_id, target.format, &target.url, result, input);
+        let body = match target.format {
+            BodyFormat::Runflow => runflow_of(o, public_id, row, result, now),
+            format @ (BodyFormat::RunpodWebhook | BodyFormat::RunpodWebhookV2) => {
+                body_of(o, public_id, format, &target.url, result, input)
+            }
+        };
         all.push(job_delivery(&transition, u32::from(o.target), target, body));
     }
     Ok(all)
@@ -96,8 +104,23 @@ fn body_of(
     )
 }
 
+/// The body of a `callback_url`.
+fn runflow_of(o: &Owed, public_id: &str, row: &JobRow, result: Option<&NewResult>, now: TimestampMs) -> Body {
+    runflow_body::run_end(&RunEnd {
+        run_id: public_id,
+        status: o.status,
+        output: result.and_then(|r| json_of(&r.output)),
+        error: result.and_then(|r| r.error.as_deref()),
+        error_type: result.and_then(|r| r.error_type.as_deref()),
+        duration_ms: o.execution_ms,
+        created_at: row.submitted_at,
+        completed_at: now,
+        metadata: row.metadata.as_deref(),
+    })
+}
+
 /// An empty payload is no JSON: it counts as absent.
-fn json_of(payload: &StoredPayload) -> Option<Json<'_>> {
+pub(super) fn json_of(payload: &StoredPayload) -> Option<Json<'_>> {
     match (&payload.inline, &payload.blob_key) {
         (Some(bytes), _) if !bytes.is_empty() => Some(Json::Inline(bytes)),
         (_, Some(key)) => Some(Json::Blob { key, size_bytes: payload.size_bytes }),
@@ -105,7 +128,7 @@ fn json_of(payload: &StoredPayload) -> Option<Json<'_>> {
     }
 }
 
-fn input_of(stored: &StoredInput) -> Json<'_> {
+pub(super) fn input_of(stored: &StoredInput) -> Json<'_> {
     match &stored.input {
         InputAt::Inline(bytes) => Json::Inline(bytes),
         InputAt::Blob { key, size_bytes } => Json::Blob { key, size_bytes: *size_bytes },
@@ -113,7 +136,7 @@ fn input_of(stored: &StoredInput) -> Json<'_> {
 }
 
 /// The trace that the POSTs of a job belong to: its own. A sampled one gets a span for the tracker's part.
-fn trace_of(row: &JobRow) -> Option<String> {
+pub(super) fn trace_of(row: &JobRow) -> Option<String> {
     let trace = row.traceparent.as_deref()?;
     if trace.ends_with("-00") {
         return Some(trace.to_owned());

@@ -3,6 +3,7 @@
 mod advance;
 mod decide;
 mod deliver;
+mod registered;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -83,10 +84,24 @@ struct Owed {
     result: Option<usize>,
 }
 
+/// A transition that registered webhooks may hear of.
+struct Changed {
+    job: JobId,
+    seq: u32,
+    run: u32,
+    attempt: u32,
+    status: JobStatus,
+    delay_ms: u64,
+    execution_ms: u64,
+    /// As in [`Owed`].
+    result: Option<usize>,
+}
+
 /// Rows to be written and effects to be carried out.
 #[derive(Default)]
 struct Out {
     owed: Vec<Owed>,
+    changed: Vec<Changed>,
     results: Vec<NewResult>,
     attempts: Vec<NewAttempt>,
     late: Vec<NewAttempt>,

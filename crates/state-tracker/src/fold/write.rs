@@ -1,30 +1,48 @@
 //! Everything that a fold decided, written with statements of fixed size.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use ringback_domain::JobId;
 use ringback_store::{
     JobRow, StoreError, WriteTx, add_counters,
-    batches_fold::count_in_batches,
+    batches_fold::{BatchNews, count_in_batches},
     chunks_write::{insert_chunks, upsert_progress},
     deliveries::insert_deliveries,
     inputs::select_inputs,
     results::{insert_attempts, insert_late, insert_results},
     update_jobs,
+    usage::count_tokens,
 };
 
-use super::{After, Context, Entry, Out, deliver};
+use super::{After, Context, Entry, Out, deliver, registered};
 
 /// Writes; fails as transient where somebody else wrote one of the rows meanwhile, so that all is decided again.
 pub(super) async fn write(
     tx: &WriteTx,
-    jobs: HashMap<JobId, Entry>,
+    mut jobs: HashMap<JobId, Entry>,
     out: Out,
     context: &Context<'_>,
 ) -> Result<After, StoreError> {
-    let echoed = deliver::echoed(&out.owed, &jobs);
+    let registry = if out.changed.is_empty() { Arc::default() } else { tx.registry().await? };
+    let heard = registered::heard(&out.changed, &jobs, &registry);
+    let mut echoed = deliver::echoed(&out.owed, &jobs);
+    if !heard.is_empty() {
+        echoed.extend(registered::echoed(&heard, &jobs, &registry, context.now));
+        echoed.sort_unstable();
+        echoed.dedup();
+    }
     let inputs = if echoed.is_empty() { HashMap::new() } else { select_inputs(tx.conn(), &echoed).await? };
-    let deliveries = deliver::deliveries(&out.owed, &jobs, &out.results, &inputs, context.now)?;
+    let mut deliveries = deliver::deliveries(&out.owed, &jobs, &out.results, &inputs, context.now)?;
+    let batches = BatchNews { ended: out.batches, started: registered::started_batches(&heard, &jobs) };
+    deliveries.extend(registered::deliveries(
+        &heard,
+        &mut jobs,
+        &registry,
+        &out.results,
+        &inputs,
+        context.now,
+    )?);
+    let tokens = registered::tokens(&out.changed, &jobs, &registry, &out.results);
     let dirty: Vec<JobRow> = jobs.into_values().filter(|e| e.dirty).map(|e| e.row).collect();
     if !dirty.is_empty() && !update_jobs(tx, &dirty, context.env.grace_ms).await? {
         metrics::counter!("ringback_tracker_conflicts_total").increment(1);
@@ -49,11 +67,14 @@ pub(super) async fn write(
     let mut after = out.after;
     after.deliveries = deliveries;
     insert_deliveries(tx, context.env.batch.partitions, &after.deliveries).await?;
-    if !out.batches.is_empty() {
-        let counted = count_in_batches(tx, &out.batches, &context.env.batch).await?;
+    if !batches.is_empty() {
+        let counted = count_in_batches(tx, &batches, &context.env.batch).await?;
         after.cancel_rest = counted.cancel_rest;
         // Inserted with the counts; announced with the others.
         after.deliveries.extend(counted.deliveries);
+    }
+    if !tokens.is_empty() {
+        after.deliveries.extend(count_tokens(tx, context.env.batch.partitions, &tokens).await?);
     }
     if !out.counters.is_empty() {
         add_counters(tx, context.env.counter_row, &out.counters).await?;

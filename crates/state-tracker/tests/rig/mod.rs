@@ -212,23 +212,27 @@ impl Rig {
             total: n,
             cancel_rest,
             callback_url: Some("https://receiver.example/batch".to_owned()),
+            callback_runflow: false,
             template: None,
             metadata: None,
             idempotency_key: None,
             request_hash: None,
             traceparent: None,
         };
+        let partitions = self.store.facts().partitions;
         self.store
             .write(Urgency::Now, move |tx| {
                 let new = new.clone();
-                Box::pin(async move { insert_batch(tx, &new).await.map(drop) })
+                Box::pin(async move { insert_batch(tx, partitions, &new).await.map(drop) })
             })
             .await
             .unwrap();
         let jobs = (0..n).map(|i| Submit { batch: Some((id, i)), ..new_job() }).collect();
         let jobs = self.submit(jobs).await;
-        let opened = self.store.write(Urgency::Now, move |tx| Box::pin(open_batch(tx, id))).await.unwrap();
-        assert!(opened);
+        let partitions = self.store.facts().partitions;
+        let opened =
+            self.store.write(Urgency::Now, move |tx| Box::pin(open_batch(tx, partitions, id))).await.unwrap();
+        assert!(opened.is_some());
         (id, jobs)
     }
 
@@ -344,6 +348,8 @@ pub(crate) fn new_job() -> Submit {
         idempotency_key: None,
         request_hash: None,
         traceparent: None,
+        metadata: None,
+        request_id: None,
         input: InputAt::Inline(Bytes::from_static(b"{\"text\": \"hi\"}")),
         extra: Some(Bytes::from_static(b"{\"policy\":{}}")),
         secret_extra_encrypted: None,

@@ -7,5 +7,6 @@ pub mod crud;
 pub mod health;
 pub mod registry;
 pub mod secrets;
+pub mod tell;
 
 pub use registry::{EndpointInfo, EventFacts, Registry, Webhook, bump_registry};

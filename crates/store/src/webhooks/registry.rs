@@ -1,4 +1,4 @@
-//! Who hears of what: all registered webhooks and endpoints of an installation, kept in memory.
+//! Who hears of what: all registered webhooks, endpoints and quotas of an installation, kept in memory.
 //!
 //! A transaction that writes transitions asks [`WriteTx::registry`], which compares one number in SQL with the one
 //! that the kept snapshot was read at. Whoever changes webhooks, their health or endpoints raises that number in the
@@ -14,6 +14,7 @@ use ringback_domain::{
     EndpointId, ProjectId,
     event::{Candidates, EndpointKind, EventType, Filter},
     target::{REGISTERED_TARGET_BASE, WebhookFormat},
+    usage::{Period, Quota},
 };
 use sea_orm::{ConnectionTrait, QueryResult};
 use serde::Deserialize;
@@ -114,6 +115,7 @@ pub struct Registry {
     webhooks: BTreeMap<u32, Arc<Webhook>>,
     by_project: HashMap<ProjectId, Vec<Arc<Webhook>>>,
     endpoints: HashMap<EndpointId, EndpointInfo>,
+    quotas: HashMap<ProjectId, Quota>,
 }
 
 impl Registry {
@@ -156,6 +158,12 @@ impl Registry {
     #[must_use]
     pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointInfo> {
         self.endpoints.get(&id)
+    }
+
+    /// How much a project may use; `None` = as much as it likes.
+    #[must_use]
+    pub fn quota(&self, project: ProjectId) -> Option<&Quota> {
+        self.quotas.get(&project)
     }
 
     /// The webhooks of a project that are not deleted, by key.
@@ -310,6 +318,19 @@ async fn load<C: ConnectionTrait>(conn: &C, revision: i64) -> Result<Registry, S
         };
         registry.endpoints.insert(EndpointId(row.try_get_by_index(0)?), info);
     }
+    for row in &sql::query(conn, "SELECT project_id, period, jobs, tokens FROM project_quotas", []).await? {
+        let limit = |index| -> Result<Option<u64>, StoreError> {
+            let n: Option<i64> = row.try_get_by_index(index)?;
+            n.map(|n| u64::try_from(n).map_err(|_| StoreError::corrupt("project_quotas"))).transpose()
+        };
+        let quota = Quota {
+            period: Period::parse(&row.try_get_by_index::<String>(1)?)
+                .ok_or(StoreError::corrupt("project_quotas.period"))?,
+            jobs: limit(2)?,
+            tokens: limit(3)?,
+        };
+        registry.quotas.insert(ProjectId(row.try_get_by_index(0)?), quota);
+    }
     Ok(registry)
 }
 
@@ -358,10 +379,14 @@ fn read_webhook(row: &QueryResult) -> Result<Webhook, StoreError> {
     })
 }
 
-/// The text of a job's or batch's metadata as filters read it.
+/// A job's or batch's metadata as filters read them. A member that no filter could name, such as a number out of
+/// range, is left out and spoils no other.
 #[must_use]
 pub fn parse_metadata(json: Option<&[u8]>) -> Option<serde_json::Value> {
-    json.and_then(|text| serde_json::from_slice(text).ok())
+    let members: HashMap<String, &serde_json::value::RawValue> = serde_json::from_slice(json?).ok()?;
+    let read =
+        members.into_iter().filter_map(|(key, raw)| Some((key, serde_json::from_str(raw.get()).ok()?)));
+    Some(serde_json::Value::Object(read.collect()))
 }
 
 /// The feed's next place, once per transaction: see [`WriteTx::position`].

@@ -1,0 +1,311 @@
+//! Registered webhooks hear of every transition that is committed after them, and of nothing else.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its report")]
+
+#[macro_use]
+mod rig;
+
+use rig::{Rig, crash, failure, first, hand_back, new_job, success};
+use ringback_domain::{JobId, JobStatus};
+use ringback_store::{Urgency, sql, submit::Submit, webhooks::bump_registry};
+use serde_json::{Value, json};
+
+scenarios! {
+    every_transition_is_heard_under_one_name: 30_000,
+    a_webhook_hears_of_what_comes_after_it: 30_000,
+    filters_narrow_by_type_endpoint_and_metadata: 30_000,
+    formats_say_what_they_can: 30_000,
+    a_batch_is_told_from_its_opening_to_its_end: 30_000,
+    completions_tell_tokens_and_text: 30_000,
+    retries_of_all_runs_are_heard: 30_000,
+}
+
+/// Registers a webhook, as another process does; answers its key.
+async fn webhook(rig: &Rig, format: i64, filter: Value) -> i64 {
+    let public_id = format!("wh_{}", rig::fresh());
+    rig.store
+        .write(Urgency::Now, move |tx| {
+            let (public_id, filter) = (public_id.clone(), filter.to_string());
+            Box::pin(async move {
+                let row = sql::query_one(
+                    tx.conn(),
+                    "INSERT INTO webhooks (public_id, project_id, label, url, format, filter, strict_order, paused, \
+                     enable_epoch, created_at_ms, updated_at_ms) \
+                     VALUES ($1, 1, '', 'https://hooks.example/x', $2, $3, 0, 0, 1, 0, 0) RETURNING id",
+                    [public_id.into(), format.into(), filter.into()],
+                )
+                .await?;
+                bump_registry(tx).await?;
+                Ok(row.unwrap().try_get_by_index::<i64>(0)?)
+            })
+        })
+        .await
+        .unwrap()
+}
+
+/// What a webhook is owed, in order: event codes as names, with their bodies.
+async fn owed(rig: &Rig, webhook: i64) -> Vec<(String, Value)> {
+    use prost::Message as _;
+    let rows = sql::query(
+        rig.store.read(),
+        "SELECT d.event, CASE WHEN d.body_target IS NULL THEN d.body ELSE (SELECT s.body FROM deliveries s \
+         WHERE s.owner_id = d.owner_id AND s.seq = d.seq AND s.target = d.body_target) END, d.seq, d.owner_id \
+         FROM deliveries d WHERE d.target = $1 ORDER BY d.owner_id, d.seq",
+        [(65_536 + webhook).into()],
+    )
+    .await
+    .unwrap();
+    rows.iter()
+        .map(|row| {
+            let code = u32::try_from(row.try_get_by_index::<i64>(0).unwrap()).unwrap();
+            let parts =
+                ringback_contracts::v1::BodyParts::decode(&*row.try_get_by_index::<Vec<u8>>(1).unwrap())
+                    .unwrap();
+            let bytes: Vec<u8> = parts
+                .parts
+                .into_iter()
+                .flat_map(|p| match p.part.unwrap() {
+                    ringback_contracts::v1::body_part::Part::Inline(bytes) => bytes,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            let name = ringback_store::deliveries::event_name(code).to_owned();
+            (name, serde_json::from_slice(&bytes).unwrap())
+        })
+        .collect()
+}
+
+async fn names(rig: &Rig, webhook: i64) -> Vec<String> {
+    owed(rig, webhook).await.into_iter().map(|(name, _)| name).collect()
+}
+
+async fn every_transition_is_heard_under_one_name(rig: &mut Rig) {
+    rig.tracker().await;
+    let all = webhook(rig, 0, json!({"events": ["*", "job.*", "job.completed"]})).await;
+    let ends = webhook(rig, 0, json!({"events": ["job.completed", "job.failed"]})).await;
+    let metadata = br#"{"tenant": "a", "n": 1.50}"#.to_vec();
+    let job = rig
+        .submit(vec![Submit { metadata: Some(metadata), client_ref: Some("c".into()), ..new_job() }])
+        .await[0];
+    rig.outcome("w", success(job, first(), r#"{"b": 1.50, "a": [1,  2]}"#)).await;
+    let heard = owed(rig, all).await;
+    let told: Vec<&str> = heard.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(told, ["job.queued", "job.started", "job.completed"]);
+    assert_eq!(names(rig, ends).await, ["job.completed"]);
+    let id = job.simple();
+    for (seq, (name, body)) in (1..).zip(&heard) {
+        assert_eq!(body["id"], format!("evt_{id}_{seq}"));
+        assert_eq!(body["type"], name.as_str());
+        assert_eq!(body["data"]["sequence"], seq);
+        assert_eq!(body["data"]["job_id"], job.to_string());
+        assert_eq!(body["data"]["endpoint"], "speech");
+        assert_eq!(body["data"]["metadata"]["tenant"], "a");
+    }
+    let bodies = rig
+        .number("SELECT COUNT(*) FROM deliveries WHERE event = 2 AND target >= 65536 AND body_target IS NULL")
+        .await;
+    assert_eq!(bodies, 1, "two webhooks share one body");
+    let row = sql::query_one(
+        rig.store.read(),
+        "SELECT body FROM deliveries WHERE event = 2 AND target >= 65536 AND body_target IS NULL",
+        [],
+    )
+    .await
+    .unwrap()
+    .unwrap();
+    let raw = String::from_utf8_lossy(&row.try_get_by_index::<Vec<u8>>(0).unwrap()).into_owned();
+    assert!(
+        raw.contains(r#""output":{"b": 1.50, "a": [1,  2]}"#) && raw.contains(r#""n": 1.50"#),
+        "verbatim: {raw}"
+    );
+    rig.books_balance().await;
+    // The job's own two targets, and four of webhooks.
+    assert_eq!(rig.row(job).await.job.owed, 4 + 4);
+}
+
+async fn a_webhook_hears_of_what_comes_after_it(rig: &mut Rig) {
+    rig.tracker().await;
+    rig.tracker().await;
+    let job = rig.job().await;
+    let attempt = first();
+    rig.beat("w", &[(job, attempt)]).await;
+    let late = webhook(rig, 0, json!({"events": ["job.*"]})).await;
+    rig.outcome("w", success(job, attempt, "1")).await;
+    assert_eq!(names(rig, late).await, ["job.completed"]);
+    // Paused ones are owed and wait; deleted ones are owed nothing more.
+    rig.execute("UPDATE webhooks SET paused = 1").await;
+    rig.store.write(Urgency::Now, |tx| Box::pin(bump_registry(tx))).await.unwrap();
+    rig.job().await;
+    assert_eq!(names(rig, late).await.len(), 2);
+    rig.execute("UPDATE webhooks SET deleted_at_ms = 1").await;
+    rig.store.write(Urgency::Now, |tx| Box::pin(bump_registry(tx))).await.unwrap();
+    let gone = rig.job().await;
+    rig.outcome("w", success(gone, first(), "1")).await;
+    assert_eq!(names(rig, late).await.len(), 2);
+    rig.books_balance().await;
+}
+
+async fn filters_narrow_by_type_endpoint_and_metadata(rig: &mut Rig) {
+    rig.tracker().await;
+    rig.execute("UPDATE endpoints SET config = '{\"alias\":\"me/voice\"}'").await;
+    let named = webhook(rig, 0, json!({"events": ["job.queued"], "endpoints": ["me/voice"]})).await;
+    let other = webhook(rig, 0, json!({"events": ["job.queued"], "endpoints": ["music"]})).await;
+    let tenant = webhook(rig, 0, json!({"events": ["job.*"], "metadata": {"tenant": "a"}})).await;
+    for metadata in [None, Some(r#"{"tenant":"a"}"#), Some(r#"{"tenant":"b"}"#), Some(r#"{}"#)] {
+        let metadata = metadata.map(|text| text.as_bytes().to_vec());
+        let job = rig.submit(vec![Submit { metadata, ..new_job() }]).await[0];
+        rig.outcome("w", success(job, first(), "1")).await;
+    }
+    assert_eq!(names(rig, named).await.len(), 4);
+    assert_eq!(names(rig, other).await, [""; 0]);
+    assert_eq!(names(rig, tenant).await, ["job.queued", "job.started", "job.completed"]);
+    rig.books_balance().await;
+}
+
+async fn formats_say_what_they_can(rig: &mut Rig) {
+    rig.tracker().await;
+    let runpod = webhook(rig, 2, json!({"events": ["*"]})).await;
+    let runflow = webhook(rig, 1, json!({"events": ["*"]})).await;
+    let job = rig.submit(vec![Submit { metadata: Some(b"{\"k\":1}".to_vec()), ..new_job() }]).await[0];
+    rig.outcome("w", success(job, first(), "{\"a\":1}")).await;
+    let bodies = owed(rig, runpod).await;
+    assert_eq!(
+        bodies.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(),
+        ["job.queued", "job.started", "job.completed"]
+    );
+    assert_eq!(bodies[0].1, json!({"id": job.to_string(), "status": "IN_QUEUE"}));
+    let end = &bodies[2].1;
+    assert_eq!((&end["input"], &end["output"]), (&json!({"text": "hi"}), &json!({"a": 1})));
+    assert_eq!(end["webhook"], "https://hooks.example/x");
+    let run = owed(rig, runflow).await;
+    assert_eq!(run.len(), 1);
+    assert_eq!((&run[0].1["event"], &run[0].1["run_id"]), (&json!("run.completed"), &json!(job.to_string())));
+    assert_eq!(run[0].1["metadata"], json!({"k": 1}));
+    assert_eq!(
+        rig.number(
+            "SELECT format FROM deliveries WHERE target = (SELECT 65536 + id FROM webhooks WHERE format = 1)"
+        )
+        .await,
+        1
+    );
+    let (_, jobs) = rig.batch(2, false).await;
+    for job in jobs {
+        rig.outcome("w", success(job, first(), "1")).await;
+    }
+    let last = owed(rig, runflow).await.into_iter().find(|(name, _)| name.starts_with("batch.")).unwrap();
+    assert_eq!((last.0.as_str(), &last.1["event"]), ("batch.completed", &json!("batch.succeeded")));
+    assert!(names(rig, runpod).await.iter().all(|n| n.starts_with("job.")));
+    rig.books_balance().await;
+}
+
+async fn a_batch_is_told_from_its_opening_to_its_end(rig: &mut Rig) {
+    rig.tracker().await;
+    let all = webhook(rig, 0, json!({"events": ["batch.*"]})).await;
+    let (batch, jobs) = rig.batch(3, false).await;
+    assert_eq!(names(rig, all).await, ["batch.created"]);
+    rig.outcome("w", success(jobs[0], first(), "1")).await;
+    rig.outcome("w", failure(jobs[1], first(), "no voice")).await;
+    assert_eq!(names(rig, all).await, ["batch.created", "batch.processing"]);
+    rig.cancel(rig::PROJECT, jobs[2]).await;
+    let heard = owed(rig, all).await;
+    let told: Vec<&str> = heard.iter().map(|(n, _)| n.as_str()).collect();
+    assert_eq!(told, ["batch.created", "batch.processing", "batch.completed"]);
+    let (id, hex) = (batch.to_string(), batch.simple());
+    let end = &heard[2].1["data"];
+    assert_eq!(heard[2].1["id"], format!("evt_{hex}_3"));
+    assert_eq!((&end["batch_id"], &end["status"]), (&json!(id), &json!("COMPLETED")));
+    assert_eq!(
+        [&end["total_requests"], &end["completed"], &end["failed"], &end["cancelled"]],
+        [&json!(3), &json!(1), &json!(1), &json!(1)]
+    );
+    assert_eq!(end["output_file_id"], format!("file_{hex}_output"));
+    assert_eq!(end["error_file_id"], format!("file_{hex}_errors"));
+    assert!(end["processing_time_seconds"].as_f64().unwrap() >= 0.0);
+    assert!(heard[0].1["data"]["output_file_id"].is_null());
+    // One that ends without a start says nothing of processing.
+    let (_, jobs) = rig.batch(1, false).await;
+    rig.cancel(rig::PROJECT, jobs[0]).await;
+    assert_eq!(names(rig, all).await[3..], ["batch.created", "batch.completed"]);
+    rig.books_balance().await;
+}
+
+async fn completions_tell_tokens_and_text(rig: &mut Rig) {
+    rig.tracker().await;
+    rig.execute("UPDATE endpoints SET config = '{\"kind\":\"completion\",\"model\":\"m-1\"}'").await;
+    let both = webhook(rig, 0, json!({"events": ["*"]})).await;
+    let jobs = webhook(rig, 0, json!({"events": ["job.*"]})).await;
+    let ask = || Submit { request_id: Some("req-7".into()), ..new_job() };
+    let [good, bad, gone] = [
+        rig.submit(vec![ask()]).await[0],
+        rig.submit(vec![ask()]).await[0],
+        rig.submit(vec![ask()]).await[0],
+    ];
+    let output = r#"{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":2,"completion_tokens":3}}"#;
+    rig.outcome("w", success(good, first(), output)).await;
+    rig.outcome("w", failure(bad, first(), "out of memory")).await;
+    rig.cancel(rig::PROJECT, gone).await;
+    let heard = owed(rig, both).await;
+    let of = |job: JobId| -> Vec<(&str, &Value)> {
+        heard
+            .iter()
+            .filter(|(_, body)| body["data"]["job_id"] == job.to_string())
+            .map(|(name, body)| (name.as_str(), &body["data"]))
+            .collect()
+    };
+    let good = of(good);
+    assert_eq!(
+        good.iter().map(|(n, _)| *n).collect::<Vec<_>>(),
+        ["job.queued", "completion.started", "completion.finished"]
+    );
+    assert_eq!((&good[1].1["model"], &good[1].1["request_id"]), (&json!("m-1"), &json!("req-7")));
+    let end = good[2].1;
+    assert_eq!((&end["content"], &end["finish_reason"]), (&json!("Hi"), &json!("stop")));
+    assert_eq!(
+        [&end["prompt_tokens"], &end["completion_tokens"], &end["total_tokens"]],
+        [&json!(2), &json!(3), &json!(5)]
+    );
+    let bad = of(bad);
+    assert_eq!(
+        (bad[2].0, &bad[2].1["error"], &bad[2].1["finish_reason"]),
+        ("completion.failed", &json!("out of memory"), &json!("error"))
+    );
+    let gone = of(gone);
+    assert_eq!((gone[1].0, &gone[1].1["finish_reason"]), ("completion.failed", &json!("cancelled")));
+    // Whoever asks for jobs hears of them under that name.
+    assert!(names(rig, jobs).await.iter().all(|n| n.starts_with("job.")));
+    assert_eq!(names(rig, jobs).await.len(), heard.len());
+    rig.books_balance().await;
+}
+
+async fn retries_of_all_runs_are_heard(rig: &mut Rig) {
+    rig.tracker().await;
+    let all = webhook(rig, 0, json!({"events": ["job.*"]})).await;
+    let queued = webhook(rig, 0, json!({"events": ["job.queued"]})).await;
+    let job = rig.job().await;
+    rig.outcome("w", crash(job, first())).await;
+    assert_eq!(rig.status(job).await, JobStatus::InQueue);
+    rig.grant("w", job, 1, 0).await;
+    let live = rig.row(job).await.job.state.live().cloned().unwrap();
+    let attempt = ringback_domain::AttemptRef { run: 1, attempt: live.attempt, nonce: live.nonce };
+    rig.outcome("w", hand_back(job, attempt)).await;
+    rig.cancel(rig::PROJECT, job).await;
+    rig.retry(job, true).await;
+    rig.outcome("w", success(job, ringback_domain::AttemptRef { run: 2, ..first() }, "1")).await;
+    assert_eq!(
+        names(rig, all).await,
+        [
+            "job.queued",
+            "job.started",
+            "job.retried",
+            "job.started",
+            "job.retried",
+            "job.cancelled",
+            "job.retried",
+            "job.started",
+            "job.completed"
+        ]
+    );
+    assert_eq!(names(rig, queued).await, ["job.queued"; 4]);
+    let runs: Vec<Value> = owed(rig, all).await.into_iter().map(|(_, b)| b["data"]["run"].clone()).collect();
+    assert_eq!(runs, [1, 1, 1, 1, 1, 1, 2, 2, 2].map(Value::from));
+    rig.books_balance().await;
+}
