@@ -5,7 +5,7 @@ use crate::services::migrate::MigrateArgs;
 use crate::services::serve::ServeArgs;
 use crate::verbs::{
     batch::BatchArgs, cancel::CancelArgs, get::GetArgs, logs::LogsArgs, ls::LsArgs, purge::PurgeArgs,
-    retry::RetryArgs, submit::SubmitArgs, watch::WatchArgs,
+    receive::ReceiveArgs, retry::RetryArgs, submit::SubmitArgs, verify::VerifyArgs, watch::WatchArgs,
 };
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Cancel(CancelArgs),
     Retry(RetryArgs),
     Purge(PurgeArgs),
+    Receive(ReceiveArgs),
+    Verify(VerifyArgs),
     /// Print a completion script for a shell
     #[command(after_long_help = "\
 Examples:

@@ -59,6 +59,8 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         }
         Command::Retry(args) => verb(verbs::retry::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Purge(args) => verb(verbs::purge::run(&verbs::Context::new(&args.server, &output)?, &args)),
+        Command::Receive(args) => services::runtime()?.block_on(verbs::receive::run(args, output)),
+        Command::Verify(args) => verbs::verify::run(&args, &output),
         Command::Completion { shell } => {
             cli::completion(shell);
             Ok(Exit::Ok)

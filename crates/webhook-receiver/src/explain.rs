@@ -1,6 +1,8 @@
 //! Verification told step by step, for `ringback verify`. Pure. No text holds the secret.
 
-use http::HeaderMap;
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
 use ringback_domain::webhook::runflow;
 use ringback_domain::webhook::signature::{self, SecretForm, SigningKey, TOLERANCE_S};
 
@@ -220,13 +222,61 @@ fn hint(
     }
 }
 
+/// Headers that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeadersError {
+    /// A line is no header.
+    #[error("line {0} is no header: expected NAME: VALUE")]
+    Line(usize),
+    /// A name or value that HTTP does not allow.
+    #[error("{0} is not allowed in HTTP")]
+    NotHttp(String),
+    /// JSON, but no object of texts.
+    #[error("the headers are JSON, but no object of texts: {0}")]
+    Json(String),
+}
+
+/// Reads headers as tools write them: lines `NAME: VALUE` (a request or status line before them is passed over), or a
+/// JSON object of texts.
+///
+/// # Errors
+/// [`HeadersError`].
+pub fn parse_headers(text: &str) -> Result<HeaderMap, HeadersError> {
+    let mut headers = HeaderMap::new();
+    if text.trim_start().starts_with('{') {
+        let object: BTreeMap<String, String> =
+            serde_json::from_str(text).map_err(|error| HeadersError::Json(error.to_string()))?;
+        for (name, value) in &object {
+            append(&mut headers, name, value)?;
+        }
+        return Ok(headers);
+    }
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim_end_matches('\r');
+        if line.trim().is_empty() || (index == 0 && line.contains("HTTP/")) {
+            continue;
+        }
+        let (name, value) = line.split_once(':').ok_or(HeadersError::Line(index + 1))?;
+        append(&mut headers, name, value)?;
+    }
+    Ok(headers)
+}
+
+fn append(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), HeadersError> {
+    let not_http = || HeadersError::NotHttp(format!("the header {}", printable(name.trim())));
+    let name: HeaderName = name.trim().parse().map_err(|_| not_http())?;
+    let value = HeaderValue::from_str(value.trim()).map_err(|_| not_http())?;
+    headers.append(name, value);
+    Ok(())
+}
+
 fn printable(text: &str) -> String {
     text.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -308,5 +358,38 @@ mod tests {
         assert!(!explain(&[], &vector(), BODY, None).verified());
         assert!(!explain(&["whsec_".to_owned()], &vector(), BODY, None).verified());
         assert!(!Report::default().verified());
+    }
+
+    #[test]
+    fn headers_are_read_as_tools_write_them() {
+        let lines = "POST /hook HTTP/1.1\r\nWebhook-Id: a\r\nwebhook-timestamp:1\r\n\r\n";
+        let json = r#"{"Webhook-Id": "a", "webhook-timestamp": "1"}"#;
+        for text in [lines, json] {
+            let headers = parse_headers(text).unwrap();
+            assert_eq!(
+                (&headers["webhook-id"], &headers["webhook-timestamp"]),
+                (&"a".parse().unwrap(), &"1".parse().unwrap())
+            );
+        }
+        assert_eq!(parse_headers("a: b\nnothing"), Err(HeadersError::Line(2)));
+        assert!(matches!(parse_headers("a b: c"), Err(HeadersError::NotHttp(_))));
+        assert!(matches!(parse_headers("{\"a\": 1}"), Err(HeadersError::Json(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_text_is_read_or_refused(text in any::<String>()) {
+            let _ = parse_headers(&text);
+        }
+
+        #[test]
+        fn what_is_written_is_read(pairs in proptest::collection::vec(("[a-z][a-z0-9-]{0,20}", "[!-9;-~]{1,30}"), 0..8)) {
+            let text: String = pairs.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+            let headers = parse_headers(&text).unwrap();
+            prop_assert_eq!(headers.len(), pairs.len());
+            for (name, value) in &pairs {
+                prop_assert!(headers.get_all(name.as_str()).iter().any(|found| found == value.as_str()));
+            }
+        }
     }
 }

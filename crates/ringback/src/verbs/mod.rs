@@ -7,9 +7,12 @@ pub(crate) mod input;
 pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod purge;
+pub(crate) mod receive;
+pub(crate) mod receive_secrets;
 pub(crate) mod retry;
 pub(crate) mod show;
 pub(crate) mod submit;
+pub(crate) mod verify;
 pub(crate) mod wait;
 pub(crate) mod watch;
 

@@ -78,6 +78,16 @@ impl Config {
     }
 }
 
+/// Addresses that take webhooks, with what they are for.
+pub const ROUTES: [(&str, &str); 6] = [
+    ("/webhooks", "everything, routed by what the body says"),
+    ("/webhooks/{family}", "one family, for example /webhooks/batch"),
+    ("/v1/webhooks/{event_type}", "one type, for example /v1/webhooks/batch.completed"),
+    ("/api/tts/callback", "RunPod's callbacks, always acknowledged"),
+    ("/artifacts", "files that wait to be fetched"),
+    ("/", "as /webhooks"),
+];
+
 /// The receiver cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -124,6 +134,7 @@ pub(crate) struct State {
     pub(crate) intake: Intake,
     pub(crate) router: Router,
     pub(crate) folder: Arc<Folder>,
+    pub(crate) observer: Observer,
     pub(crate) public_prefix: String,
     pub(crate) public_url: String,
 }
@@ -145,12 +156,13 @@ impl App {
         let listen = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let worker = Worker::new(intake.clone(), router.clone(), observer, config.at_once);
+        let worker = Worker::new(intake.clone(), router.clone(), observer.clone(), config.at_once);
         let state = Arc::new(State {
             trust: Arc::new(config.trust),
             intake,
             router,
             folder,
+            observer,
             public_prefix: config.public_prefix,
             public_url: config.public_url.trim_end_matches('/').to_owned(),
         });

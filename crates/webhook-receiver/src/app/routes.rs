@@ -2,8 +2,10 @@
 //! A3), the artefact route (row B2), and what came of it all.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::{FromRef, Path, State as Shared};
+use axum::extract::{FromRef, Path, Request, State as Shared};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -15,6 +17,7 @@ use super::{State, files};
 use crate::event::Event;
 use crate::http::{Rejection, Verified, problem};
 use crate::intake::Intake;
+use crate::observe::Step;
 use crate::store::{Accepted, EventView};
 use crate::verify::Trust;
 
@@ -48,7 +51,25 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .method_not_allowed_fallback(|| async {
             problem(StatusCode::METHOD_NOT_ALLOWED, "method", "this address does not take that method")
         })
+        .layer(from_fn_with_state(Ctx(Arc::clone(&state)), tell_refusals))
         .with_state(Ctx(state))
+}
+
+/// Whoever watches sees what was turned away, and why.
+async fn tell_refusals(Shared(Ctx(state)): App, request: Request, next: Next) -> Response {
+    let (begun, path) = (Instant::now(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    if let Some(rejection) = response.extensions().get::<Rejection>() {
+        state.observer.tell(&Step {
+            name: "refused",
+            kind: rejection.code().to_owned(),
+            subject: path.chars().take(200).collect(),
+            detail: rejection.to_string(),
+            took: Some(begun.elapsed()),
+            failed: true,
+        });
+    }
+    response
 }
 
 /// One endpoint for everything, routed by what the body says.

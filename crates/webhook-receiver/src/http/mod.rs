@@ -94,8 +94,10 @@ impl Rejection {
 
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
-        tracing::warn!(code = self.code(), reason = %self, "a webhook is turned away");
-        problem(self.status(), self.code(), &self.to_string())
+        let mut response = problem(self.status(), self.code(), &self.to_string());
+        // For a layer around the routes that tells of it.
+        response.extensions_mut().insert(self);
+        response
     }
 }
 
