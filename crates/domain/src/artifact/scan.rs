@@ -78,6 +78,8 @@ struct Members<'a> {
     data: Option<Cow<'a, str>>,
     name: Option<Cow<'a, str>>,
     kind_is_base64: bool,
+    /// Places in the list of what was found of members that are texts.
+    own: Vec<usize>,
 }
 
 impl<'a> Scanner<'a> {
@@ -152,7 +154,9 @@ impl<'a> Scanner<'a> {
                     "type" => members.kind_is_base64 = text == "base64",
                     _ => {}
                 }
+                let found = self.found.len();
                 self.text(span, text, Some(&key));
+                members.own.extend(found..self.found.len());
             } else {
                 self.value(depth + 1, Some(&key))?;
             }
@@ -187,10 +191,13 @@ impl<'a> Scanner<'a> {
             });
             return;
         }
-        let inside = self.found.get_mut(before..).unwrap_or_default();
-        let mut base64 = inside.iter_mut().filter(|f| matches!(f.source, Source::Base64(_)));
-        if let (Some(one), None, Some(name)) = (base64.next(), base64.next(), members.name) {
-            one.name.get_or_insert(name);
+        let is_base64 =
+            |n: &&usize| matches!(self.found.get(**n), Some(Found { source: Source::Base64(_), .. }));
+        let mut base64 = members.own.iter().filter(is_base64);
+        if let (Some(&one), None, Some(name)) = (base64.next(), base64.next(), members.name)
+            && let Some(found) = self.found.get_mut(one)
+        {
+            found.name = Some(name);
         }
     }
 
@@ -316,9 +323,10 @@ mod tests {
         let json = r#"{"file":{"base64":"QUJD","filename":"b.txt"}}"#;
         let found = scan(json.as_bytes(), BOTH);
         assert_eq!((found.len(), found[0].name.as_deref()), (1, Some("b.txt")));
-        let json = r#"{"audio_base64":"QUJD","filename":"c.wav"}"#;
+        let json = r#"{"audio_base64":"QUJD","filename":"c.wav","more":{"x_base64":"QUJD"}}"#;
         let found = scan(json.as_bytes(), BASE64);
-        assert_eq!((found.len(), found[0].name.as_deref()), (1, Some("c.wav")));
+        assert_eq!((found.len(), found[0].name.as_deref()), (2, Some("c.wav")));
+        assert_eq!(found[1].name, None);
     }
 
     #[test]

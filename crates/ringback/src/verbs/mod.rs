@@ -10,6 +10,7 @@ pub(crate) mod purge;
 pub(crate) mod receive;
 pub(crate) mod receive_secrets;
 pub(crate) mod retry;
+mod save;
 pub(crate) mod show;
 pub(crate) mod submit;
 pub(crate) mod verify;
