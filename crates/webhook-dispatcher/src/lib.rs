@@ -12,6 +12,7 @@ mod book;
 mod directory;
 mod keyring;
 mod meters;
+mod notice;
 mod ownership;
 mod partition;
 mod process;

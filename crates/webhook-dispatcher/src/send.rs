@@ -21,6 +21,7 @@ use tracing::Instrument as _;
 
 use crate::book::{Flight, Flow, Standing, Tried};
 use crate::keyring::Signer;
+use crate::notice::{self, Notice};
 use crate::shared::Shared;
 
 const SEQUENCE: HeaderName = HeaderName::from_static("webhook-sequence");
@@ -72,6 +73,13 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
         // It was accepted under other rules.
         Err(error) => return Landing::Tried(refused(&error)),
     };
+    match notice::before(shared, owed).await {
+        Ok(Notice::Send) => {}
+        Ok(Notice::Over(verdict, why)) => {
+            return Landing::Tried(Tried { verdict, ..ours(TransportFault::Body, why.to_owned()) });
+        }
+        Err(why) => return Landing::NotBegun(why),
+    }
     let signer = match served {
         Some(served) => Signer::Webhook(Arc::clone(&served.webhook), view.revision()),
         None => Signer::Project(ProjectId(owed.place.project)),
@@ -112,11 +120,12 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
             headers.insert(name, value);
         }
     }
-    let deadline = served.and_then(|served| served.deadline);
+    let deadline = served.and_then(|served| served.deadline).or_else(|| notice::deadline(owed));
     let posted = shared.client.post(Post { url, headers, body: body.bytes.clone(), deadline }).await;
     fault::point("dispatcher.post.after");
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let tried = judge(owed.rules.profile, posted, began_at_ms, duration_ms);
+    let mut tried = judge(owed.rules.profile, posted, began_at_ms, duration_ms);
+    notice::after(shared, owed, &mut tried).await;
     shared.meters.tried(&tried.verdict, duration_ms);
     Landing::Tried(tried)
 }

@@ -81,6 +81,12 @@ pub fn confirmation_url(public_url: &str, id: &crate::ArtifactId, token: &str) -
     format!("{}/artifacts/{id}/{token}/confirm", public_url.trim_end_matches('/'))
 }
 
+/// Bit of `deliveries.format` that marks the classic POST (`job_id, download_url, confirmation_url, filename`) to the
+/// receiver of a file; see [`crate::target`] for the other bits.
+pub const FORMAT_NOTICE: u32 = 8;
+/// How long its answer may take: the receiver may be downloading meanwhile.
+pub const NOTICE_DEADLINE_MS: u64 = 5_000;
+
 /// Lower-case hex of bytes.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {

@@ -2,7 +2,7 @@
 
 use ringback_contracts::v1;
 use ringback_domain::{
-    artifact::{confirmation_url, download_url, hex},
+    artifact::{FORMAT_NOTICE, confirmation_url, download_url, hex},
     event::{Candidates, EventType, event_key},
     webhook::body::Body,
 };
@@ -14,9 +14,6 @@ use ringback_store::{
     sql,
 };
 use serde_json::{Value, json};
-
-/// `deliveries.format` of the classic POST: told within 5 s, and not again while its answer may still be on its way.
-pub(crate) const NOTICE_FORMAT: u32 = 2;
 
 /// What became of an artefact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +136,7 @@ impl Teller {
             created_at_ms: tx.now_ms(),
             traceparent: traceparent.unwrap_or_default(),
             run: 1,
-            format: NOTICE_FORMAT,
+            format: FORMAT_NOTICE,
             ..v1::Delivery::default()
         };
         let owned = std::slice::from_ref(&delivery);
