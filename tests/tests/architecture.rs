@@ -145,6 +145,25 @@ fn every_crate_inherits_the_lints() {
     assert_eq!(workspace["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));
 }
 
+/// A worker takes jobs and talks to the tracker: it may run where no database can be reached (DESIGN 7).
+#[test]
+fn workers_have_no_database() {
+    let all = manifests();
+    let of = |name: &str| all.iter().find(|manifest| manifest.name == name).expect("a crate of ours");
+    let (mut used, mut next) = (BTreeSet::new(), vec!["gpu-worker".to_owned()]);
+    while let Some(name) = next.pop() {
+        for section in ["dependencies", "build-dependencies"] {
+            next.extend(
+                ours(&of(&name).table, section).into_iter().filter(|other| used.insert(other.clone())),
+            );
+        }
+    }
+    assert!(used.contains("bus"), "{used:?}");
+    for name in ["store", "store-migrations"] {
+        assert!(!used.contains(name), "gpu-worker reaches {name}");
+    }
+}
+
 /// Every version of a dependency is written once, in the workspace.
 #[test]
 fn versions_are_written_once() {

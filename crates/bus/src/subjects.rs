@@ -55,12 +55,21 @@ pub enum Verb {
     Command,
     /// `ArtifactRequest` → `ArtifactReply`
     Artifacts,
+    /// `EndpointsRequest` → `EndpointsReply`
+    Endpoints,
 }
 
 impl Verb {
     /// All verbs, for a server of every one.
-    pub const ALL: [Self; 6] =
-        [Self::Outcomes, Self::Beat, Self::Grant, Self::Chunks, Self::Command, Self::Artifacts];
+    pub const ALL: [Self; 7] = [
+        Self::Outcomes,
+        Self::Beat,
+        Self::Grant,
+        Self::Chunks,
+        Self::Command,
+        Self::Artifacts,
+        Self::Endpoints,
+    ];
 
     /// The token in the subject.
     #[must_use]
@@ -72,6 +81,7 @@ impl Verb {
             Self::Chunks => "chunks",
             Self::Command => "command",
             Self::Artifacts => "artifacts",
+            Self::Endpoints => "endpoints",
         }
     }
 }

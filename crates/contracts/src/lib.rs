@@ -4,6 +4,7 @@
 //! Every message that is stored or may meet another release carries a `version`; see [`VERSION`].
 
 mod convert;
+mod endpoints;
 
 /// The generated types of `proto/ringback/v1`.
 #[allow(
@@ -20,6 +21,7 @@ pub use convert::{
     ContractError, attempt_of, attempt_to_wire, batch_id_of, history_append, history_of, job_id_of,
     payload_of, read_version, targets_of, targets_to_bytes,
 };
+pub use endpoints::{EndpointFacts, EndpointKey, endpoint_facts_of, endpoint_names_of};
 pub use prost::Message;
 
 /// Version that this release writes. It reads this one and the one before.

@@ -107,7 +107,7 @@ pub struct WorkerParts {
     pub readiness: Readiness,
     /// The endpoints to serve, those of the configuration that `worker.endpoints` names.
     pub endpoints: Vec<ServedEndpoint>,
-    /// Number of shards of the work queue, from SQL.
+    /// Number of shards of the work queue.
     pub shards: u32,
     /// Program that acts as the guard of handlers, see [`crate::guard`]. Unset: the running program.
     pub guard: Option<PathBuf>,

@@ -31,7 +31,7 @@ pub mod spool;
 
 pub use app::{App, ServedEndpoint, WorkerError, WorkerParts};
 pub use device::{Device, DeviceChoice, DeviceError};
-pub use process::{ServedError, serve, served_endpoints};
+pub use process::{Served, ServedError, serve, served_endpoints};
 
 /// For tests of this crate: the `process` executor on its own.
 #[doc(hidden)]

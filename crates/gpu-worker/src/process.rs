@@ -2,34 +2,33 @@
 
 use std::time::Duration;
 
-use ringback_bus::Bus;
+use ringback_bus::{Bus, Verb};
+use ringback_contracts::{EndpointFacts, EndpointKey, Message as _, VERSION, endpoint_facts_of, v1};
 use ringback_service_runtime::blobs::BlobStore;
 use ringback_service_runtime::config::EndpointConfig;
 use ringback_service_runtime::{Check, Host, Readiness, RingbackConfig, ServeError, Shutdown};
-use ringback_store::endpoints::{self, EndpointRow};
-use ringback_store::{Open, Store, StoreError};
 
 use crate::{App, ServedEndpoint, WorkerParts};
 
-/// Time between looks for endpoints that the API has not brought into SQL yet.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Time between questions to a tracker that is not there yet, or that has not all endpoints yet.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+/// The same when the worker has asked in vain for a while.
+const ASK_SELDOM: Duration = Duration::from_secs(1);
+/// Questions before they become seldom.
+const EAGER_QUESTIONS: u32 = 40;
 
 /// Connects what the worker needs and runs jobs until the process wants to end and its drain is over.
 ///
-/// SQL is read once, for the keys of the endpoints and the number of shards; neither ever changes.
+/// It has no database: it takes jobs and talks to the state-tracker, nothing else.
 ///
 /// # Errors
 /// Something of the configuration cannot be used, or the worker cannot start.
 pub async fn serve(host: Host) -> Result<(), ServeError> {
-    let open = Open::from_config(&host.config)?;
-    let Some(store) = host.starting(Store::open_patiently(&open)).await else { return Ok(()) };
-    let store = store?;
-    let shards = u32::from(store.facts().shards);
-    let found = served_endpoints(&host.config, &store, &host.readiness, &host.shutdown).await?;
-    let Some((endpoints, _check)) = found else { return Ok(()) };
-    drop(store);
+    let bus = Bus::connect(&host.config.nats, host.name).await?;
+    let found = served_endpoints(&host.config, &bus, &host.readiness, &host.shutdown).await?;
+    let Some(Served { endpoints, shards, check: _check }) = found else { return Ok(()) };
     let parts = WorkerParts {
-        bus: Bus::connect(&host.config.nats, host.name).await?,
+        bus,
         blobs: BlobStore::open(&host.config.blobs, &host.config.data.dir)?,
         readiness: host.readiness,
         endpoints,
@@ -46,45 +45,72 @@ pub enum ServedError {
     /// `worker.endpoints` names something else.
     #[error("worker.endpoints: `{0}` is no endpoint of this configuration")]
     Unknown(String),
-    /// SQL.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
-/// The endpoints that `worker.endpoints` names (or all) with their keys, once the API has brought them into SQL. The
-/// check says what is waited for and fails when it is dropped: keep it as long as the worker. None when the shutdown
-/// came first.
+/// What a worker serves.
+#[derive(Debug)]
+pub struct Served {
+    /// The endpoints with their keys.
+    pub endpoints: Vec<ServedEndpoint>,
+    /// Number of shards of the work queue. Neither it nor the keys ever change.
+    pub shards: u32,
+    /// Says what is waited for, and fails when it is dropped: keep it as long as the worker.
+    pub check: Check,
+}
+
+/// The endpoints that `worker.endpoints` names (or all) with their keys, asked of the state-tracker until it is there
+/// and the API has brought them all into SQL. None when the shutdown came first.
 ///
 /// # Errors
 /// See [`ServedError`].
 pub async fn served_endpoints(
     config: &RingbackConfig,
-    store: &Store,
+    bus: &Bus,
     readiness: &Readiness,
     shutdown: &Shutdown,
-) -> Result<Option<(Vec<ServedEndpoint>, Check)>, ServedError> {
+) -> Result<Option<Served>, ServedError> {
     let wanted = wanted(config)?;
     let check = readiness.register("endpoints");
+    let within = Duration::from_millis(config.nats.request_timeout_ms);
+    let mut asked = 0_u32;
     loop {
-        let why = match endpoints::list(store.read()).await {
-            Ok(rows) => match keyed(&wanted, &rows) {
-                Ok(served) => {
-                    check.ok();
-                    return Ok(Some((served, check)));
-                }
-                Err(missing) => {
-                    format!("the API has not brought the endpoint `{missing}` into the database yet")
-                }
+        let why = tokio::select! {
+            answer = ask(bus, &wanted, within) => match answer {
+                Ok(facts) => match keyed(&wanted, &facts.endpoints) {
+                    Ok(endpoints) => {
+                        check.ok();
+                        return Ok(Some(Served { endpoints, shards: facts.shards, check }));
+                    }
+                    Err(missing) => {
+                        format!("the API has not brought the endpoint `{missing}` into the database yet")
+                    }
+                },
+                Err(why) => why,
             },
-            Err(error) if error.is_transient() => format!("the database: {error}"),
-            Err(error) => return Err(error.into()),
+            () = shutdown.triggered() => return Ok(None),
         };
         check.fail(why);
+        asked = asked.saturating_add(1);
+        let pause = if asked < EAGER_QUESTIONS { ASK_EVERY } else { ASK_SELDOM };
         tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(pause) => {}
             () = shutdown.triggered() => return Ok(None),
         }
     }
+}
+
+/// What the tracker knows of these endpoints; in words why it does not tell.
+async fn ask(bus: &Bus, wanted: &[&EndpointConfig], within: Duration) -> Result<EndpointFacts, String> {
+    let name = |e: &&EndpointConfig| v1::EndpointName { project: e.project.clone(), name: e.name.clone() };
+    let request = v1::EndpointsRequest { version: VERSION, endpoints: wanted.iter().map(name).collect() };
+    let answer = bus
+        .request(Verb::Endpoints, request.encode_to_vec().into(), within)
+        .await
+        .map_err(|error| format!("the state-tracker cannot be asked: {error}"))?;
+    let reply = v1::EndpointsReply::decode(answer).map_err(ringback_contracts::ContractError::from);
+    reply
+        .and_then(|reply| endpoint_facts_of(&reply))
+        .map_err(|error| format!("the state-tracker's answer cannot be read: {error}"))
 }
 
 fn wanted(config: &RingbackConfig) -> Result<Vec<&EndpointConfig>, ServedError> {
@@ -104,14 +130,21 @@ fn wanted(config: &RingbackConfig) -> Result<Vec<&EndpointConfig>, ServedError> 
 }
 
 /// Joins configuration and keys; the name of the first endpoint without a key otherwise.
-fn keyed(wanted: &[&EndpointConfig], rows: &[EndpointRow]) -> Result<Vec<ServedEndpoint>, String> {
+fn keyed(wanted: &[&EndpointConfig], keys: &[EndpointKey]) -> Result<Vec<ServedEndpoint>, String> {
     wanted
         .iter()
         .map(|endpoint| {
-            rows.iter()
-                .find(|row| row.name == endpoint.name && row.project_name == endpoint.project)
-                .map(|row| ServedEndpoint { id: row.id, config: (*endpoint).clone() })
-                .ok_or_else(|| endpoint.name.clone())
+            let key = keys
+                .iter()
+                .find(|key| key.name.as_str() == endpoint.name && key.project.as_str() == endpoint.project)
+                .ok_or_else(|| endpoint.name.clone())?;
+            if key.config_revision != EndpointConfig::revision(&endpoint.shared_json()) {
+                tracing::warn!(
+                    endpoint = endpoint.name,
+                    "the API works with another configuration of this endpoint: give both the same file"
+                );
+            }
+            Ok(ServedEndpoint { id: key.id, config: (*endpoint).clone() })
         })
         .collect()
 }
@@ -119,7 +152,7 @@ fn keyed(wanted: &[&EndpointConfig], rows: &[EndpointRow]) -> Result<Vec<ServedE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringback_domain::{EndpointId, ProjectId};
+    use ringback_domain::{EndpointId, Name};
 
     fn config(text: &str) -> RingbackConfig {
         RingbackConfig::from_toml(&format!(
@@ -146,12 +179,11 @@ mod tests {
     fn an_endpoint_without_a_key_is_waited_for() {
         let config = config("");
         let wanted = wanted(&config).unwrap();
-        let row = |name: &str, project: &str| EndpointRow {
+        let row = |name: &str, project: &str| EndpointKey {
             id: EndpointId(7),
-            project: ProjectId(1),
-            project_name: project.into(),
-            name: name.into(),
-            config: String::new(),
+            project: Name::parse(project).unwrap(),
+            name: Name::parse(name).unwrap(),
+            config_revision: 0,
         };
         let both = [row("a", "default"), row("b", "other")];
         assert_eq!(keyed(&wanted, &both).unwrap().len(), 2);

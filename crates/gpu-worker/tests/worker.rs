@@ -14,7 +14,7 @@ use bytes::Bytes;
 use ringback_bus::{Bus, JobPublisher, JobSubject, Lane, Publication, Subjects, Verb};
 use ringback_contracts::{Message, VERSION, job_id_of, payload_of, v1};
 use ringback_domain::{EndpointId, JobId};
-use ringback_gpu_worker::{App, ServedEndpoint, WorkerParts};
+use ringback_gpu_worker::{App, ServedEndpoint, WorkerParts, served_endpoints};
 use ringback_service_runtime::blobs::{BlobKey, BlobStore};
 use ringback_service_runtime::config::{Builtin, CommandLine, EndpointConfig, ExecutorConfig, ProcessConfig};
 use ringback_service_runtime::{Readiness, RingbackConfig, Shutdown, crypto_provider};
@@ -98,6 +98,7 @@ impl Tracker {
             }
             Verb::Artifacts => unreachable!("no endpoint of these tests makes artefacts"),
             Verb::Command => unreachable!("workers send no commands"),
+            Verb::Endpoints => unreachable!("these workers are given their endpoints"),
         })
     }
 
@@ -296,6 +297,53 @@ async fn every_echo_job_has_one_outcome_and_leaves_the_queue() {
     let told: Vec<JobId> = rig.tracker.told(|told| told.outcomes.iter().map(id).collect());
     assert_eq!(told.len(), told.iter().collect::<HashSet<_>>().len(), "each outcome once");
     worker.stop().await;
+}
+
+/// The worker is there before the tracker, and the tracker before the API has brought all endpoints into SQL.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_asks_for_its_endpoints_until_they_are_there() {
+    let Some(rig) = Rig::start().await else { return };
+    let config = RingbackConfig::from_toml(
+        "[[endpoints]]\nname = \"a\"\nexecutor = { builtin = \"echo\" }\n\
+         [[endpoints]]\nname = \"b\"\nexecutor = { builtin = \"echo\" }\n",
+    )
+    .expect("a configuration");
+    let (readiness, shutdown) = (Readiness::new(), Shutdown::new());
+    let waiting = tokio::spawn({
+        let (config, bus) = (config.clone(), rig.bus.clone());
+        let (readiness, shutdown) = (readiness.clone(), shutdown.clone());
+        async move { served_endpoints(&config, &bus, &readiness, &shutdown).await }
+    });
+    let why = || readiness.snapshot().remove("endpoints").map_or_else(String::new, |check| check.reason);
+    eventually("the missing tracker is named", LIMIT, || why().contains("state-tracker").then_some(())).await;
+    let mut requests = rig.bus.serve(Verb::Endpoints, 4).await.expect("served");
+    let mut known = 1;
+    let served = loop {
+        let request = requests.next().await.expect("asked");
+        let asked = v1::EndpointsRequest::decode(request.payload.clone()).expect("a request");
+        let keys = asked.endpoints.iter().zip(40_i64..).take(known).map(|(e, id)| v1::EndpointKey {
+            project: e.project.clone(),
+            name: e.name.clone(),
+            id,
+            config_revision: 0,
+        });
+        let reply = v1::EndpointsReply { shards: 3, endpoints: keys.collect() };
+        request.respond(reply.encode_to_vec().into()).await.expect("answered");
+        if known == 2 {
+            break waiting.await.expect("no panic").expect("served").expect("no shutdown");
+        }
+        eventually("the missing endpoint is named", LIMIT, || why().contains("`b`").then_some(())).await;
+        known = 2;
+    };
+    let ids: Vec<_> = served.endpoints.iter().map(|e| (e.config.name.as_str(), e.id.0)).collect();
+    assert_eq!((served.shards, ids), (3, vec![("a", 40), ("b", 41)]));
+    assert!(why().is_empty(), "{}", why());
+
+    // Without a tracker, a shutdown ends the wait.
+    drop(requests);
+    shutdown.trigger();
+    let none = served_endpoints(&config, &rig.bus, &Readiness::new(), &shutdown).await.expect("no error");
+    assert!(none.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

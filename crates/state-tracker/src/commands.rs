@@ -56,7 +56,8 @@ impl Commands {
 
     async fn retry(&self, c: v1::RetryJob) -> Result<Reply, FoldError> {
         let Ok(job) = job_id_of(&c.job_id) else { return Ok(not_found()) };
-        let what = What::Retry { project: ProjectId(c.project_id), native: c.native };
+        let what =
+            What::Retry { project: ProjectId(c.project_id), native: c.native, expected_run: c.expected_run };
         Ok(job_reply(self.batcher.submit_one(Unit { job, what }).await?))
     }
 

@@ -9,11 +9,13 @@ use std::{
 use bytes::Bytes;
 use prost::Message as _;
 use ringback_bus::{Bus, BusError, Request, Verb};
-use ringback_contracts::{ContractError, read_version, v1};
+use ringback_contracts::{ContractError, endpoint_names_of, read_version, v1};
 use ringback_domain::Nonce;
-use ringback_service_runtime::Shutdown;
+use ringback_service_runtime::{Shutdown, config::EndpointConfig};
 use ringback_store::{
-    Store, Urgency, quarantine,
+    Store, Urgency,
+    endpoints::{self, EndpointRow},
+    quarantine,
     workers::{live_jobs_of, upsert_workers},
 };
 use tokio_util::task::TaskTracker;
@@ -106,6 +108,7 @@ impl Server {
             Verb::Chunks => self.chunks(payload.clone()).await,
             Verb::Command => self.command(payload.clone()).await,
             Verb::Artifacts => self.artifacts(payload.clone()).await,
+            Verb::Endpoints => self.endpoints(payload.clone()).await,
         };
         let label = verb.token();
         metrics::histogram!("ringback_tracker_request_seconds", "verb" => label).record(began.elapsed());
@@ -298,6 +301,29 @@ impl Server {
             Err(Silent::Fold(error)) => Err(error.into()),
             Err(Silent::Unreadable(error)) => Err(error.into()),
         }
+    }
+
+    /// Tells a worker the keys of its endpoints. Only what it names: a worker of one pool learns nothing of others.
+    async fn endpoints(&self, payload: Bytes) -> Result<Bytes, Silence> {
+        let wanted = endpoint_names_of(&v1::EndpointsRequest::decode(payload)?)?;
+        let rows = endpoints::list(self.store.read()).await.map_err(FoldError::from)?;
+        let is_wanted = |row: &EndpointRow| {
+            wanted
+                .iter()
+                .any(|(project, name)| project.as_str() == row.project_name && name.as_str() == row.name)
+        };
+        let endpoints = rows
+            .into_iter()
+            .filter(is_wanted)
+            .map(|row| v1::EndpointKey {
+                config_revision: EndpointConfig::revision(&row.config),
+                project: row.project_name,
+                name: row.name,
+                id: row.id.0,
+            })
+            .collect();
+        let shards = u32::from(self.store.facts().shards);
+        Ok(v1::EndpointsReply { shards, endpoints }.encode_to_vec().into())
     }
 
     async fn command(&self, payload: Bytes) -> Result<Bytes, Silence> {

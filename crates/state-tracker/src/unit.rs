@@ -29,8 +29,8 @@ pub(crate) enum What {
     Chunk(Chunk),
     /// Somebody wants it ended; `project` where the asker must own it.
     Cancel { project: Option<ProjectId>, reason: CancelReason },
-    /// A client wants another run.
-    Retry { project: ProjectId, native: bool },
+    /// A client wants another run after this one; 0 where it did not say.
+    Retry { project: ProjectId, native: bool, expected_run: u32 },
     /// Its time came: limits and lease are judged.
     Due,
     /// Its message is gone from the work queue.

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use prost::Message as _;
 use rig::*;
 use ringback_bus::{JobSubject, Lane, Verb};
-use ringback_contracts::{VERSION, attempt_to_wire, history_of, v1};
+use ringback_contracts::{VERSION, attempt_to_wire, endpoint_facts_of, history_of, v1};
 use ringback_domain::{
     AttemptRef, EndpointId, JobId, JobStatus, Nonce, ProjectId, job::EndReason, policy::Policy,
     target::Target,
@@ -26,6 +26,8 @@ scenarios! {
     a_failure_is_final_and_a_crash_is_tried_again: 30_000,
     a_redelivered_message_needs_a_grant: 30_000,
     an_outcome_of_a_former_run_goes_to_the_history: 30_000,
+    a_repeated_retry_starts_one_run: 30_000,
+    a_worker_is_told_of_the_endpoints_that_it_names: 30_000,
     cancel_is_idempotent_and_stays_in_its_project: 30_000,
     a_purge_ends_queued_jobs_and_deletes_exactly_their_messages: 30_000,
     a_batch_ends_with_its_last_job_and_tells_once: 30_000,
@@ -237,6 +239,48 @@ async fn an_outcome_of_a_former_run_goes_to_the_history(rig: &mut Rig) {
     let counts = endpoint_counts(rig.store.read(), ENDPOINT).await.unwrap();
     assert_eq!((counts.retried, counts.cancelled, counts.completed, counts.queued), (1, 1, 1, 0));
     rig.books_balance().await;
+}
+
+/// The answer to a retry was lost, so the asker repeats it.
+async fn a_repeated_retry_starts_one_run(rig: &mut Rig) {
+    rig.tracker().await;
+    let job = rig.job().await;
+    assert_eq!(rig.outcome("w1", failure(job, first(), "no")).await, Verdict::Committed);
+    for changed in [true, false] {
+        let Reply::Job(reply) = rig.retry_after(job, 1, false).await else { panic!("refused") };
+        assert_eq!((reply.run, reply.changed, reply.status), (2, changed, 0));
+    }
+    // Whoever does not say what was seen, or saw run 2, is refused: it has not ended.
+    for expected_run in [0, 2] {
+        let Reply::Refusal(refused) = rig.retry_after(job, expected_run, false).await else {
+            panic!("retried")
+        };
+        assert_eq!(refused.why(), v1::refusal::Why::Conflict);
+    }
+    let second = AttemptRef { run: 2, ..first() };
+    assert_eq!(rig.outcome("w1", success(job, second, "1")).await, Verdict::Committed);
+    let Reply::Job(late) = rig.retry_after(job, 1, false).await else { panic!("refused") };
+    assert_eq!((late.run, late.changed, late.status), (2, false, u32::from(JobStatus::Completed.code())));
+    rig.books_balance().await;
+}
+
+async fn a_worker_is_told_of_the_endpoints_that_it_names(rig: &mut Rig) {
+    rig.tracker().await;
+    rig.execute("INSERT INTO projects (id, name, created_at_ms) VALUES (1, 'default', 0), (2, 'other', 0)")
+        .await;
+    rig.execute(
+        "INSERT INTO endpoints (id, project_id, name, config, created_at_ms, updated_at_ms) \
+         VALUES (8, 2, 'speech', '{}', 0, 0), (9, 1, 'video', '{\"slots\":2}', 0, 0)",
+    )
+    .await;
+    let name = |project: &str, name: &str| v1::EndpointName { project: project.into(), name: name.into() };
+    let endpoints = vec![name("default", "speech"), name("default", "video"), name("default", "later")];
+    let request = v1::EndpointsRequest { version: VERSION, endpoints };
+    let facts = endpoint_facts_of(&rig.ask::<v1::EndpointsReply>(Verb::Endpoints, &request).await).unwrap();
+    let told: Vec<_> =
+        facts.endpoints.iter().map(|e| (e.project.as_str(), e.name.as_str(), e.id.0)).collect();
+    assert_eq!((facts.shards, told), (2, vec![("default", "speech", 7), ("default", "video", 9)]));
+    assert_ne!(facts.endpoints[0].config_revision, facts.endpoints[1].config_revision);
 }
 
 async fn cancel_is_idempotent_and_stays_in_its_project(rig: &mut Rig) {

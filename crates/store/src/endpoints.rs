@@ -144,27 +144,8 @@ fn resolve(config: &RingbackConfig) -> Result<Wanted, SecretError> {
             project.quota.as_ref().map(|q| Quota { period: q.period, jobs: q.jobs, tokens: q.tokens });
         projects.push(WantedProject { name: name.to_owned(), quota, keys, secrets });
     }
-    let endpoints = config
-        .endpoints
-        .iter()
-        .map(|e| {
-            let shown = serde_json::json!({
-                "alias": e.alias,
-                "kind": e.kind.as_str(),
-                "model": e.model,
-                "deprecated_at": e.deprecated_at,
-                "successor": e.successor,
-                "slots": e.slots,
-                "execution_timeout_ms": e.execution_timeout_ms,
-                "ttl_ms": e.ttl_ms,
-                "max_attempts": e.max_attempts,
-                "retry_errors": e.retry_errors,
-                "webhook_events": e.webhook_events,
-                "retention": e.retention.resolve(),
-            });
-            (e.project.clone(), e.name.clone(), shown.to_string())
-        })
-        .collect();
+    let endpoints =
+        config.endpoints.iter().map(|e| (e.project.clone(), e.name.clone(), e.shared_json())).collect();
     Ok(Wanted { projects, endpoints })
 }
 

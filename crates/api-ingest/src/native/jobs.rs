@@ -186,7 +186,7 @@ pub(crate) async fn retry(
 ) -> Result<Response, NativeError> {
     let who = api.auth.authorize(&headers, ScopeSet::SUBMIT).await?;
     let row = find(&api, &who, &id).await?;
-    retry_job(&api, who.project, row.job.id, true).await?;
+    retry_job(&api, &row, true).await?;
     let row = find(&api, &who, &id).await?;
     Ok(json_bytes(StatusCode::OK, job_json(&api, &row).await?))
 }

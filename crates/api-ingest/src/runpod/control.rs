@@ -10,7 +10,7 @@ use axum::{
 use bytes::Bytes;
 use ringback_contracts::v1;
 use ringback_domain::{JobId, JobStatus, ProjectId};
-use ringback_store::auth::ScopeSet;
+use ringback_store::{JobRow, auth::ScopeSet};
 
 use super::{find_endpoint, find_job};
 use crate::{
@@ -41,7 +41,7 @@ pub(crate) async fn retry(
     let who = api.auth.authorize(&headers, ScopeSet::SUBMIT).await?;
     let endpoint = find_endpoint(&api, &who, &endpoint)?;
     let row = find_job(&api, &who, endpoint, &id).await?;
-    let status = retry_job(&api, who.project, row.job.id, false).await?;
+    let status = retry_job(&api, &row, false).await?;
     Ok(json_bytes(StatusCode::OK, format!(r#"{{"id":"{}","status":"{status}"}}"#, row.public_id())))
 }
 
@@ -51,15 +51,14 @@ pub(crate) async fn cancel_job(api: &Api, project: ProjectId, job: JobId) -> Res
     status_of(api.command(v1::command::Command::Cancel(command)).await?)
 }
 
-/// Starts another run; answers the state after the commit.
-pub(crate) async fn retry_job(
-    api: &Api,
-    project: ProjectId,
-    job: JobId,
-    native: bool,
-) -> Result<JobStatus, ApiError> {
-    let command =
-        v1::RetryJob { project_id: project.0, job_id: Bytes::copy_from_slice(job.as_bytes()), native };
+/// Starts the run after the one that was read; answers the state after the commit. Asking twice starts one run.
+pub(crate) async fn retry_job(api: &Api, row: &JobRow, native: bool) -> Result<JobStatus, ApiError> {
+    let command = v1::RetryJob {
+        project_id: row.project.0,
+        job_id: Bytes::copy_from_slice(row.job.id.as_bytes()),
+        native,
+        expected_run: row.job.run,
+    };
     status_of(api.command(v1::command::Command::Retry(command)).await?).map_err(|e| {
         if e.status != StatusCode::CONFLICT {
             return e;

@@ -68,8 +68,8 @@ impl Stages {
                 }
             }
         }));
-        let (p, s, end) = (platform.clone(), sql.clone(), front_end.clone());
-        front.spawn(supervise("worker", front_end, move || roles::worker(p.clone(), s.clone(), end.clone())));
+        let (p, end) = (platform.clone(), front_end.clone());
+        front.spawn(supervise("worker", front_end, move || roles::worker(p.clone(), end.clone())));
         Ok((Self { front, back, end_back }, address))
     }
 

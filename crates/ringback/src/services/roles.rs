@@ -39,16 +39,17 @@ pub(crate) async fn api(platform: Platform, sql: Sql, shutdown: Shutdown) -> Res
 }
 
 /// Runs jobs.
-pub(crate) async fn worker(platform: Platform, sql: Sql, shutdown: Shutdown) -> Result<(), CliError> {
+pub(crate) async fn worker(platform: Platform, shutdown: Shutdown) -> Result<(), CliError> {
     let (config, readiness) = (&platform.config, &platform.readiness);
-    let found = gpu_worker::served_endpoints(config, &sql.store, readiness, &shutdown).await;
-    let Some((endpoints, _check)) = found.map_err(|error| service("worker", &error))? else { return Ok(()) };
+    let found = gpu_worker::served_endpoints(config, &platform.bus, readiness, &shutdown).await;
+    let found = found.map_err(|error| service("worker", &error))?;
+    let Some(gpu_worker::Served { endpoints, shards, check: _check }) = found else { return Ok(()) };
     let parts = gpu_worker::WorkerParts {
         bus: platform.bus,
         blobs: platform.blobs,
         readiness: platform.readiness.clone(),
         endpoints,
-        shards: u32::from(sql.store.facts().shards),
+        shards,
         guard: None,
     };
     let app = gpu_worker::App::build(&platform.config, parts).map_err(|error| service("worker", &error))?;

@@ -7,6 +7,7 @@ use super::services::WebhookProfile;
 use ringback_domain::TimestampMs;
 use ringback_domain::event::EndpointKind;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -221,6 +222,33 @@ impl RetentionConfig {
 }
 
 impl EndpointConfig {
+    /// What API and workers must agree on, as JSON, without anything secret.
+    #[must_use]
+    pub fn shared_json(&self) -> String {
+        serde_json::json!({
+            "alias": self.alias,
+            "kind": self.kind.as_str(),
+            "model": self.model,
+            "deprecated_at": self.deprecated_at,
+            "successor": self.successor,
+            "slots": self.slots,
+            "execution_timeout_ms": self.execution_timeout_ms,
+            "ttl_ms": self.ttl_ms,
+            "max_attempts": self.max_attempts,
+            "retry_errors": self.retry_errors,
+            "webhook_events": self.webhook_events,
+            "retention": self.retention.resolve(),
+        })
+        .to_string()
+    }
+
+    /// A number that differs between different [`EndpointConfig::shared_json`]s.
+    #[must_use]
+    pub fn revision(shared_json: &str) -> u64 {
+        let digest = Sha256::digest(shared_json.as_bytes());
+        digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+
     /// An endpoint with defaults and the given executor.
     #[must_use]
     pub fn new(name: impl Into<String>, executor: ExecutorConfig) -> Self {

@@ -49,7 +49,9 @@ pub(super) fn decide(unit: &Unit, entry: Option<&mut Entry>, out: &mut Out, cont
         }
         What::Chunk(chunk) => Answer::Verdict(self::chunk(entry, chunk, out, context)),
         What::Cancel { project, reason } => cancel(entry, *project, *reason, out, context),
-        What::Retry { project, native } => retry(entry, *project, *native, out, context),
+        What::Retry { project, native, expected_run } => {
+            retry(entry, *project, *native, *expected_run, out, context)
+        }
         What::Due => due(entry, out, context),
         What::MessageLost { run, publish } => message_lost(entry, *run, *publish, out, context),
     }
@@ -290,11 +292,16 @@ fn retry(
     entry: &mut Entry,
     project: ProjectId,
     native: bool,
+    expected_run: u32,
     out: &mut Out,
     context: &Context<'_>,
 ) -> Answer {
     if project != entry.row.project {
         return Answer::NotFound;
+    }
+    if expected_run > 0 && entry.row.job.run > expected_run {
+        // Asked before, and committed: only the answer was lost.
+        return job_answer(entry, false);
     }
     match advance(entry, &JobEvent::Retry { native }, &Told::default(), out, context) {
         Ok(step) => job_answer(entry, step == Step::Changed),

@@ -290,7 +290,17 @@ impl Rig {
     }
 
     pub(crate) async fn retry(&self, job: JobId, native: bool) -> v1::command_reply::Reply {
-        let retry = v1::RetryJob { project_id: PROJECT.0, job_id: id_bytes(job), native };
+        self.retry_after(job, 0, native).await
+    }
+
+    /// Asks for another run as somebody who saw `expected_run`.
+    pub(crate) async fn retry_after(
+        &self,
+        job: JobId,
+        expected_run: u32,
+        native: bool,
+    ) -> v1::command_reply::Reply {
+        let retry = v1::RetryJob { project_id: PROJECT.0, job_id: id_bytes(job), native, expected_run };
         self.command(v1::command::Command::Retry(retry)).await
     }
 
