@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use ringback_bus::{Bus, DeliveryAnnouncer};
 use ringback_contracts::{Message as _, v1};
-use ringback_domain::target::{BodyFormat, Target};
+use ringback_domain::target::{BodyFormat, REGISTERED_TARGET_BASE, Target, WebhookFormat};
 use ringback_domain::webhook::body::{self, Json, Terminal};
 use ringback_domain::{JobId, JobStatus, ProjectId, TimestampMs};
+use ringback_egress::{Lookup, SystemLookup};
 use ringback_service_runtime::blobs::BlobStore;
 use ringback_service_runtime::config::BlobsConfig;
 use ringback_service_runtime::time::now_ms;
@@ -22,7 +23,10 @@ use ringback_store::deliveries::{
     job_delivery, partition_of,
 };
 use ringback_store::partitions::leases;
+use ringback_store::replays::{self, Replay, ReplayFilter};
 use ringback_store::secrets::{SecretKey, add_secret};
+use ringback_store::webhooks::crud::{self, Health, NewWebhook, Settings};
+use ringback_store::webhooks::secrets::seal_secret;
 use ringback_store::{Open, Store, Urgency};
 use ringback_test_support::files::Folder;
 use ringback_test_support::nats::NatsServer;
@@ -37,6 +41,10 @@ pub const PROJECT: ProjectId = ProjectId(1);
 pub const SOON: Duration = Duration::from_secs(20);
 pub const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
+mod hostile;
+
+pub use hostile::{Habit, Hostile};
+
 pub struct Rig {
     pub config: RingbackConfig,
     pub store: Store,
@@ -45,10 +53,29 @@ pub struct Rig {
     pub receiver: Receiver,
     pub nats: NatsServer,
     pub folder: Folder,
+    pub secret: String,
+}
+
+/// A registered webhook of a test.
+#[derive(Debug, Clone)]
+pub struct Hook {
+    pub id: u32,
+    pub public_id: String,
+}
+
+impl Hook {
+    pub fn target(&self) -> u32 {
+        REGISTERED_TARGET_BASE + self.id
+    }
 }
 
 impl Rig {
     pub async fn start() -> Option<Self> {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With another configuration.
+    pub async fn start_with(change: impl FnOnce(&mut RingbackConfig)) -> Option<Self> {
         crypto_provider::install();
         let folder = Folder::new("dispatch");
         let broker = folder.path().join("nats");
@@ -63,6 +90,7 @@ impl Rig {
         config.webhooks.allow_loopback = true;
         config.webhooks.partition_lease_ms = 1_000;
         config.webhooks.deadline_ms = 1_500;
+        change(&mut config);
         Store::migrate(&open(folder.path())).await.unwrap();
         let store = Store::open(&open(folder.path())).await.unwrap();
         let bus = Bus::connect(&config.nats, "test").await.unwrap();
@@ -77,6 +105,7 @@ impl Rig {
             key,
             nats,
             folder,
+            secret: secret.clone(),
         };
         rig.add_secret(&secret).await;
         Some(rig)
@@ -88,6 +117,99 @@ impl Rig {
             .write(Urgency::Now, move |tx| {
                 let (key, secret) = (key.clone(), secret.clone());
                 Box::pin(async move { add_secret(tx, &key, PROJECT, &secret).await })
+            })
+            .await
+            .unwrap();
+    }
+
+    /// Registers a webhook that hears of nothing by itself: the test owes it what it wants. `change` sets the rest.
+    pub async fn hook(&self, url: &str, change: impl FnOnce(&mut Settings)) -> Hook {
+        let mut settings = Settings {
+            label: String::new(),
+            url: Some(url.to_owned()),
+            format: WebhookFormat::Standard,
+            filter: r#"{"events":["webhook.test"]}"#.to_owned(),
+            headers_encrypted: None,
+            retry: None,
+            rate_per_second: None,
+            deadline_ms: None,
+            strict_order: false,
+            paused: false,
+        };
+        change(&mut settings);
+        let public_id = format!("wh_{}", Uuid::now_v7().simple());
+        let new = NewWebhook {
+            secret_encrypted: self.seal(&public_id, &self.secret),
+            public_id: public_id.clone(),
+            project: PROJECT,
+            settings,
+            expires_in_ms: None,
+        };
+        let made = self
+            .store
+            .write(Urgency::Now, move |tx| {
+                let new = new.clone();
+                Box::pin(async move { crud::create(tx, &new, 1_000).await })
+            })
+            .await
+            .unwrap();
+        let crud::Created::Made(row) = made else { panic!("made") };
+        Hook { id: u32::try_from(row.id).unwrap(), public_id }
+    }
+
+    pub fn seal(&self, public_id: &str, secret: &str) -> Vec<u8> {
+        seal_secret(&self.key, public_id, &Redacted::new(secret.to_owned())).unwrap()
+    }
+
+    /// Changes a webhook as its owner does.
+    pub async fn change(&self, hook: &Hook, change: impl Fn(&mut Settings)) {
+        let now = self.store.now_ms().await.unwrap();
+        let row = crud::get(self.store.read(), PROJECT, &hook.public_id, now).await.unwrap().unwrap();
+        let mut settings = row.settings();
+        change(&mut settings);
+        let done = self
+            .store
+            .write(Urgency::Now, move |tx| {
+                let (row, settings) = (row.clone(), settings.clone());
+                Box::pin(async move { crud::update(tx, &row, &settings, None).await })
+            })
+            .await
+            .unwrap();
+        assert!(matches!(done, crud::Updated::Done(_)));
+    }
+
+    pub async fn health(&self, hook: &Hook) -> Health {
+        let now = self.store.now_ms().await.unwrap();
+        crud::get(self.store.read(), PROJECT, &hook.public_id, now).await.unwrap().unwrap().health
+    }
+
+    /// Makes a replay and says so, as api-ingest does.
+    pub async fn replay(&self, bus: &Bus, filter: ReplayFilter, rate: u32) -> Replay {
+        let id = Uuid::now_v7();
+        let replay = self
+            .store
+            .write(Urgency::Now, move |tx| {
+                let filter = filter.clone();
+                Box::pin(async move { replays::create(tx, id, PROJECT, &filter, rate).await })
+            })
+            .await
+            .unwrap();
+        assert!(bus.announce_replays().await);
+        replay
+    }
+
+    pub async fn bus(&self) -> Bus {
+        let bus = Bus::connect(&self.config.nats, "api").await.unwrap();
+        bus.connected(SOON).await.unwrap();
+        bus
+    }
+
+    /// Runs a statement that a person at the database might run.
+    pub async fn sql(&self, statement: String) {
+        self.store
+            .write(Urgency::Now, move |tx| {
+                let statement = statement.clone();
+                Box::pin(async move { ringback_store::sql::execute(tx.conn(), &statement, []).await })
             })
             .await
             .unwrap();
@@ -165,6 +287,11 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     pub fn start(rig: &Rig, alone: bool) -> Self {
+        Self::start_with(rig, alone, Arc::new(SystemLookup))
+    }
+
+    /// With a resolver of its own.
+    pub fn start_with(rig: &Rig, alone: bool, lookup: Arc<dyn Lookup>) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (config, key, shutdown) = (rig.config.clone(), rig.key.clone(), Shutdown::new());
@@ -175,7 +302,7 @@ impl Dispatcher {
             let blobs = BlobStore::open(&BlobsConfig::default(), &folder).unwrap();
             let readiness = Readiness::new();
             let deps = Deps { store, bus, blobs, key, readiness, shutdown: stop, alone };
-            App::build(&config, deps).unwrap().run().await;
+            App::build_with_lookup(&config, deps, lookup).unwrap().run().await;
         });
         Self { runtime: Some(runtime), shutdown, task }
     }
@@ -232,6 +359,11 @@ pub fn told(job: JobId, seq: u32, status: JobStatus, url: &str) -> v1::Delivery 
         },
     );
     job_delivery(&of, 0, &all[0], body)
+}
+
+/// The same for another target.
+pub fn to(target: u32, delivery: v1::Delivery) -> v1::Delivery {
+    v1::Delivery { target, ..delivery }
 }
 
 pub fn end(job: JobId, url: &str) -> v1::Delivery {
