@@ -10,9 +10,10 @@ use ringback_test_support::files::{Folder, free_port};
 use ringback_test_support::process::{Process, Spec};
 use ringback_test_support::receiver::Receiver;
 use ringback_test_support::signature;
+use ringback_test_support::stack::{Backend, Options, Stack};
 use ringback_test_support::tools;
 use ringback_test_support::wait::until;
-use ringback_tests::SOON;
+use ringback_tests::{LATER, SOON};
 use serde_json::{Value, json};
 
 struct Receive {
@@ -37,7 +38,11 @@ fn spec(folder: &Path, port: u16, args: &[&str], secret: &str) -> Spec {
 
 impl Receive {
     async fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
-        let (folder, port, secret) = (Folder::new("receive"), free_port(), signature::new_secret());
+        Self::with_secret(&signature::new_secret(), args, env).await
+    }
+
+    async fn with_secret(secret: &str, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let (folder, port, secret) = (Folder::new("receive"), free_port(), secret.to_owned());
         let mut spec = spec(folder.path(), port, args, &secret);
         for (name, value) in env {
             spec = spec.env(name, *value);
@@ -137,6 +142,35 @@ async fn what_the_official_packages_sign_is_accepted() {
     let log = receive.process.log();
     assert!(log.contains("refused") && log.contains("no_match"), "{log}");
     assert!(!log.contains(&receive.secret[6..]), "the secret is in the log:\n{log}");
+}
+
+/// From a submit to a file: the dispatcher's signatures are the only way in.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_webhooks_are_received() {
+    let Some(stack) = Stack::dev(Options::new(Backend::Sqlite)).await else { return };
+    let receive = Receive::with_secret(&stack.secret, &[], &[]).await;
+    let url = |path: &str| format!("{}{path}", receive.client.base());
+    let body = json!({"input": {"text": "grüße"}, "webhook": url("/webhooks"), "webhookv2": url("/api/tts/callback")});
+    let id = stack.api.submit_surely("echo", "received-1", &body, LATER).await;
+    let about = until("four webhooks", LATER, || async {
+        let about = receive.about(&id).await;
+        let all = about["events"].as_array().is_some_and(|events| events.len() == 4);
+        (all && about["status"] == "completed").then_some(about)
+    })
+    .await;
+    let kinds: Vec<&str> = about["events"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|event| event["type"].as_str())
+        .collect();
+    for (kind, times) in [("runpod.in_queue", 1), ("runpod.in_progress", 1), ("runpod.completed", 2)] {
+        assert_eq!(kinds.iter().filter(|found| **found == kind).count(), times, "{about}");
+    }
+    let saved: Value =
+        serde_json::from_slice(&std::fs::read(receive.out(&format!("{id}.json"))).expect("the result"))
+            .expect("JSON");
+    assert_eq!((&saved["id"], &saved["output"]), (&json!(id), &json!({"text": "grüße"})));
 }
 
 /// The commands of docs/RECEIVING.md, with the ports of this test.
@@ -288,6 +322,7 @@ async fn arguments_that_cannot_work_are_refused_with_what_to_do() {
         (vec!["--secret", "x", "--public-prefix", "/a/../b"], 2, "public prefix"),
         (vec!["--secret", "x", "--allow-private", "0.0.0.0/0"], 2, "--allow-private"),
         (vec!["--secret-file", "/nowhere/s"], 1, "/nowhere/s"),
+        (vec!["--secret", "x", "--max-body-bytes", "999999999999"], 2, "--max-body-bytes"),
     ] {
         let mut all = vec!["receive", "--dir", &dir, "--listen", "127.0.0.1:0"];
         all.extend(&args);

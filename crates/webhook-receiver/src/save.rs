@@ -61,7 +61,9 @@ impl Saver {
                 async move { saver.handle(&received).await }
             });
         }
-        for pattern in ["completion.*", "batch.*", "usage.*", "model.*"] {
+        for pattern in
+            ["completion.*", "batch.*", "usage.*", "model.*", "worker.*", "webhook.*", "delivery.*"]
+        {
             if !router.has(pattern) {
                 router = router.on(pattern, |_| async { Ok(()) });
             }
@@ -118,6 +120,10 @@ impl Saver {
     /// Row A3: the body as it came, and the audio inside.
     async fn job(&self, received: &Received, job: &RunpodJob) -> Result<(), HandlerError> {
         self.json(received, &job.id).await?;
+        if let Some(error) = &job.error {
+            let detail = error.chars().take(500).collect();
+            self.tell(received, &job.id, "", "job failed", detail, Instant::now(), false);
+        }
         let Some(text) = job.audio_base64() else { return Ok(()) };
         if self.journal.file(&received.key, 1).await?.is_some() {
             return Ok(());

@@ -14,6 +14,8 @@ use crate::secret::Secrets;
 pub const MAX_ID_BYTES: usize = 256;
 /// Body cap unless told otherwise: RunPod's results end at 20 MB.
 pub const DEFAULT_MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
+/// Largest cap that makes sense: all bodies that are being read share this much memory.
+pub const LARGEST_MAX_BODY_BYTES: usize = 256 * 1024 * 1024;
 
 /// Headers that only a proxy adds.
 const PROXY_HEADERS: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];

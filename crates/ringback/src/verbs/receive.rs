@@ -12,7 +12,7 @@ use ringback_service_runtime::Shutdown;
 use ringback_service_runtime::config::TelemetryConfig;
 use ringback_service_runtime::time::now_ms;
 use ringback_webhook_receiver::app::{DEFAULT_PUBLIC_PREFIX, ROUTES};
-use ringback_webhook_receiver::verify::DEFAULT_MAX_BODY_BYTES;
+use ringback_webhook_receiver::verify::{DEFAULT_MAX_BODY_BYTES, LARGEST_MAX_BODY_BYTES};
 use ringback_webhook_receiver::{App, AppError, Config, HostList, Observer, Router, Secrets, Step, Trust};
 use serde_json::json;
 use std::io::Write as _;
@@ -120,6 +120,12 @@ fn config(args: &ReceiveArgs) -> Result<Config, CliError> {
     } else {
         None
     };
+    if args.max_body_bytes == 0 || args.max_body_bytes > LARGEST_MAX_BODY_BYTES {
+        return Err(CliError::usage(
+            format!("--max-body-bytes must be 1 to {LARGEST_MAX_BODY_BYTES}"),
+            "large results are better sent as links",
+        ));
+    }
     for entry in &args.allow_private {
         AddressPolicy::check_entry(entry).map_err(|error| {
             CliError::usage(format!("--allow-private: {error}"), "name the networks one by one")

@@ -235,7 +235,7 @@ pub struct ArtifactNotice {
     #[serde(default)]
     pub sha256: Option<String>,
     /// How long it must be.
-    #[serde(default, alias = "size")]
+    #[serde(default)]
     pub size_bytes: Option<u64>,
 }
 

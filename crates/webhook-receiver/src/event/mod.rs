@@ -132,7 +132,14 @@ impl Event {
             Self::Runpod(job) if job.status.is_terminal() => Some((&job.id, job.status.as_str())),
             Self::Runflow(callback) => callback.run_id.as_deref().map(|id| (id, callback.event.as_str())),
             Self::Standard(event) => {
-                let ended = ["job.completed", "job.failed", "job.cancelled", "job.timed_out"];
+                let ended = [
+                    "job.completed",
+                    "job.failed",
+                    "job.cancelled",
+                    "job.timed_out",
+                    "completion.finished",
+                    "completion.failed",
+                ];
                 let subject = event.data.subject().filter(|_| ended.contains(&event.kind.as_str()));
                 subject.map(|id| (id, event.kind.as_str()))
             }

@@ -87,7 +87,6 @@ pub struct BatchData {
     /// Its state.
     pub status: String,
     /// Requests in it.
-    #[serde(alias = "total")]
     pub total_requests: Option<u64>,
     /// Of them completed.
     pub completed: Option<u64>,
@@ -122,23 +121,21 @@ pub struct UsageData {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ModelData {
     /// The model.
-    #[serde(alias = "model_id", alias = "id")]
     pub model: String,
+    /// The endpoint that runs it.
+    pub endpoint: Option<String>,
+    /// What ran before.
+    pub previous_model: Option<String>,
+    /// When it goes.
+    pub deprecated_at: Option<String>,
     /// What to use instead.
-    #[serde(alias = "replacement_model")]
-    pub replacement: Option<String>,
-    /// From when on.
-    #[serde(alias = "deprecation_date", alias = "updated_at")]
-    pub effective_at: Option<String>,
-    /// In words.
-    pub message: Option<String>,
+    pub successor: Option<String>,
 }
 
 /// A job's transition.
 #[derive(Debug, Clone, Deserialize)]
 pub struct JobData {
     /// The job.
-    #[serde(alias = "id")]
     pub job_id: String,
     /// Its state.
     pub status: Option<String>,
@@ -164,7 +161,6 @@ pub struct ArtifactData {
     /// Its hash, hex.
     pub sha256: Option<String>,
     /// Its length.
-    #[serde(alias = "size")]
     pub size_bytes: Option<u64>,
 }
 

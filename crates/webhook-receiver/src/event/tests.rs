@@ -45,9 +45,8 @@ fn each_type_of_the_catalogue_is_typed() {
         assert_eq!((data.current_usage, data.limit), (80.0, 100.0));
     }
     for kind in ["updated", "deprecated"] {
-        let data =
-            standard(&event(&format!("model.{kind}"), &json!({"model": "m", "replacement": "n"}))).data;
-        assert!(matches!(data, EventData::Model(ModelData { replacement: Some(_), .. })));
+        let data = standard(&event(&format!("model.{kind}"), &json!({"model": "m", "successor": "n"}))).data;
+        assert!(matches!(data, EventData::Model(ModelData { successor: Some(_), .. })));
     }
     let data =
         standard(&event("artifact.ready", &json!({"job_id": "j", "download_url": "https://x/y"}))).data;
@@ -187,4 +186,20 @@ proptest::proptest! {
     fn no_body_makes_it_panic(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
         let _ = Event::parse(&body);
     }
+}
+
+/// Every example of the catalogue that Ringback sends.
+#[test]
+fn what_ringback_sends_is_typed() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../contracts/src/catalogue");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let entry: Value = serde_json::from_str(&text).unwrap();
+        let event = standard(&entry["example"]);
+        let operational = ["worker", "webhook", "delivery"].contains(&event.family());
+        assert_eq!(matches!(event.data, EventData::Unknown), operational, "{}", event.kind);
+        count += 1;
+    }
+    assert!(count > 20, "{count}");
 }

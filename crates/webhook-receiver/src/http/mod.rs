@@ -7,24 +7,31 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
 use http::request::Parts;
 use http::{HeaderMap, Request, StatusCode, header};
 use ringback_service_runtime::time::now_ms;
 use serde_json::json;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::event::ParseError;
 use crate::store::StoreError;
-use crate::verify::{Proof, Refusal, Trust};
+use crate::verify::{LARGEST_MAX_BODY_BYTES, Proof, Refusal, Trust};
 
 pub use extract::{FromBody, Verified};
 pub use layer::{VerifyLayer, VerifyService};
 
 /// Longest time that a sender may take for its body.
 const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// Memory for bodies that nobody has judged yet, of all requests together: whoever reaches the listener can fill no
+/// more, and a slow sender takes as much as it has sent.
+static UNJUDGED: Semaphore = Semaphore::const_new(LARGEST_MAX_BODY_BYTES / UNIT_BYTES);
+const UNIT_BYTES: usize = 64 * 1024;
 
 /// Why a request is turned away.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -52,6 +59,9 @@ pub enum Rejection {
     /// It could not be written down.
     #[error("the event could not be stored; send it again")]
     Store,
+    /// Too many bodies are on their way in.
+    #[error("too many requests at once; send it again")]
+    Busy,
 }
 
 impl From<StoreError> for Rejection {
@@ -74,7 +84,7 @@ impl Rejection {
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Body(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Invalid(_) | Self::WrongRoute { .. } => StatusCode::BAD_REQUEST,
-            Self::Store => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -88,6 +98,7 @@ impl Rejection {
             Self::Invalid(_) => "invalid_event",
             Self::WrongRoute { .. } => "wrong_route",
             Self::Store => "store_failed",
+            Self::Busy => "busy",
         }
     }
 }
@@ -135,12 +146,9 @@ pub(crate) async fn judge(
     if announced.is_some_and(|length| length > trust.max_body_bytes as u64) {
         return Err(too_large);
     }
-    let body = match tokio::time::timeout(BODY_TIME, to_bytes(body, trust.max_body_bytes)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(error)) if is_length_limit(&error) => return Err(too_large),
-        Ok(Err(error)) => return Err(Rejection::Body(error.to_string())),
-        Err(_) => return Err(Rejection::Body(format!("it took longer than {} s", BODY_TIME.as_secs()))),
-    };
+    let reading = read(body, trust.max_body_bytes);
+    let late = |_| Rejection::Body(format!("it took longer than {} s", BODY_TIME.as_secs()));
+    let (body, _held) = tokio::time::timeout(BODY_TIME, reading).await.map_err(late)??;
     let proof = trust.verify(&parts.headers, &body, peer(&parts), now_ms() / 1000)?;
     Ok((parts, body, proof))
 }
@@ -158,15 +166,22 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }
 
-fn is_length_limit(error: &axum::Error) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = next {
-        if current.to_string().contains("length limit exceeded") {
-            return true;
+/// Reads a body up to the cap. What is read is held by a permit until it has been judged.
+async fn read(body: Body, max_bytes: usize) -> Result<(Bytes, Vec<SemaphorePermit<'static>>), Rejection> {
+    let mut chunks = body.into_data_stream();
+    let (mut all, mut held, mut paid_bytes) = (BytesMut::new(), Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| Rejection::Body(error.to_string()))?;
+        if all.len() + chunk.len() > max_bytes {
+            return Err(Rejection::Refused(Refusal::TooLarge { max_bytes }));
         }
-        next = current.source();
+        all.extend_from_slice(&chunk);
+        while paid_bytes < all.len() {
+            held.push(UNJUDGED.try_acquire().map_err(|_| Rejection::Busy)?);
+            paid_bytes += UNIT_BYTES;
+        }
     }
-    false
+    Ok((all.freeze(), held))
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use axum::body::to_bytes;
 use axum::extract::FromRef;
 use axum::routing::post;
 use axum::{Extension, Router};
