@@ -378,6 +378,26 @@ async fn handler_mode() {
     assert_eq!(wrong.status, 400);
 }
 
+/// Row B1: a receiver that answers later than the time limit of the notice is told once, for it may be downloading; once
+/// it has confirmed, nothing is owed to it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_receiver_is_told_once() {
+    let Some(receiver) = FileReceiver::start().await else { return };
+    let Some(mut handlers) = Handlers::new(Backend::Sqlite) else { return };
+    handlers.endpoint("speech", &platform(&receiver, "late=8", 15_000));
+    let Some(stack) = Stack::dev(handlers.options.clone()).await else { return };
+    let job = ended(&stack, "speech", json!({"name": "a.wav", "text": "x"})).await;
+    assert_eq!(job["output"]["audio"]["confirmed"], true, "{job}");
+    // Its answer came too late for the POST, and the file was confirmed all the same.
+    until("the notice to be settled", LATER, || async {
+        let sql = stack.sql().await;
+        let settled = "SELECT count(*) FROM deliveries WHERE format = 8 AND state = 1 AND attempts = 2";
+        (sql.count(settled).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(receiver.steps("told").len(), 1);
+}
+
 /// Row E5: inputs are there before the handler starts, outputs go where the client says.
 #[tokio::test(flavor = "multi_thread")]
 async fn downloads_and_uploads() {
