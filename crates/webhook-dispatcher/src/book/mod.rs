@@ -193,6 +193,8 @@ pub(crate) struct Change {
     pub event: u32,
     /// What the try said about the receiver, if there was one.
     pub sign: Option<Sign>,
+    /// It ends because its webhook takes nothing more: true only while SQL says so too.
+    pub by_standing: bool,
     /// For metrics: when it was owed.
     pub created_at_ms: i64,
 }
@@ -327,7 +329,13 @@ impl Book {
             Standing::Live => {}
             Standing::Held => return Offer::Deferred,
             Standing::Ended(state, why) => {
-                self.settle_unsent(&owed, attempts, state, Some(why), now_ms);
+                // Not told: it may turn out that the webhook works again.
+                self.settled.note(key, seq, false, owed.replays);
+                self.changes.push(Change {
+                    last_error: Some(why.to_owned()),
+                    by_standing: true,
+                    ..ended(&owed, state, attempts, now_ms)
+                });
                 return Offer::Taken;
             }
         }
@@ -460,6 +468,11 @@ impl Book {
             }
             self.drop_chain(key);
         }
+    }
+
+    /// A delivery that was to end did not, because its webhook works again: SQL has it.
+    pub(crate) fn reopened(&mut self, change: &Change) {
+        self.settled.forget(&change.key, change.seq, change.replays);
     }
 
     /// Moves what is due into the turns.
@@ -744,6 +757,7 @@ fn ended(owed: &Owed, state: DeliveryState, attempts: u32, now_ms: i64) -> Chang
         project: owed.place.project,
         event: owed.event,
         sign: None,
+        by_standing: false,
         created_at_ms: owed.created_at_ms,
     }
 }

@@ -7,22 +7,31 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Tokens that may gather, as a part of a second's: a timer that is late loses none.
+/// Tokens that may gather, as a part of a second's.
 const BURST: f64 = 0.1;
+/// A timer is late by less than this; whoever comes later than that has not waited.
+const LATE_MS: f64 = 1_000.0;
 /// Buckets kept; full ones are forgotten beyond that.
 const REMEMBERED: usize = 16_384;
 
 /// The buckets of all targets with a rate.
 #[derive(Debug)]
 pub(crate) struct Rates {
-    full_at_ms: Mutex<HashMap<u64, f64>>,
+    buckets: Mutex<HashMap<u64, Bucket>>,
     /// The part of each rate that is this process's, in millionths.
     share: AtomicU64,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    full_at_ms: f64,
+    /// Somebody was sent away since the last token: a timer that wakes him late shall not cost tokens.
+    waited_for: bool,
+}
+
 impl Default for Rates {
     fn default() -> Self {
-        Self { full_at_ms: Mutex::default(), share: AtomicU64::new(1_000_000) }
+        Self { buckets: Mutex::default(), share: AtomicU64::new(1_000_000) }
     }
 }
 
@@ -43,19 +52,22 @@ impl Rates {
         let token_ms = 1_000.0 / rate;
         let burst_ms = token_ms.max(1_000.0 * BURST);
         let now = now_ms as f64;
-        let mut all = self.full_at_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= REMEMBERED && !all.contains_key(&target) {
-            all.retain(|_, full_at| *full_at > now);
+            all.retain(|_, bucket| bucket.full_at_ms > now);
         }
-        let full_at = all.entry(target).or_insert(now);
+        let bucket = all.entry(target).or_insert(Bucket { full_at_ms: now, waited_for: false });
+        let late = bucket.waited_for && now - bucket.full_at_ms < burst_ms + LATE_MS;
+        let late_ms = if late { burst_ms } else { 0.0 };
         // A clock that was set back must not close the bucket for hours.
-        *full_at = full_at.clamp(now, now + burst_ms);
-        let after = *full_at + token_ms;
+        bucket.full_at_ms = bucket.full_at_ms.clamp(now - late_ms, now + burst_ms);
+        let after = bucket.full_at_ms + token_ms;
         let early = after - (now + burst_ms);
         if early > 1e-6 {
+            bucket.waited_for = true;
             return Err(now_ms + (early.ceil() as i64).max(1));
         }
-        *full_at = after;
+        *bucket = Bucket { full_at_ms: after, waited_for: false };
         Ok(())
     }
 }
@@ -82,6 +94,22 @@ mod tests {
             let n = taken(&Rates::default(), rate, 1_000_000, 1_010_000);
             let most = 10 * rate as usize + (rate as usize / 10).max(1);
             assert!(n <= most && n * 100 >= 10 * rate as usize * 99, "{rate}: {n} in 10 s");
+        }
+    }
+
+    #[test]
+    fn a_timer_that_is_late_loses_no_tokens() {
+        for (rate, late_ms) in [(10, 60), (100, 40)] {
+            let rates = Rates::default();
+            let (mut now, mut n) = (0, 0);
+            while now < 10_000 {
+                match rates.take(7, rate, now) {
+                    Ok(()) => n += 1,
+                    Err(at) => now = at + late_ms,
+                }
+            }
+            let full = 10 * rate as usize;
+            assert!((full * 97 / 100..=full + 12).contains(&n), "{rate}: {n}");
         }
     }
 

@@ -37,6 +37,12 @@ impl Settled {
         }
     }
 
+    fn clear(&mut self, seq: u32) {
+        if let Some(below) = self.highest.checked_sub(seq).filter(|below| *below < u64::BITS) {
+            self.ended &= !(1 << below);
+        }
+    }
+
     /// Whether an end of the job that comes after this number has been told.
     pub(crate) fn told_end_after(&self, seq: u32) -> bool {
         self.last_terminal > seq
@@ -80,6 +86,19 @@ impl SettledMemory {
         settled.set(seq);
         if terminal {
             settled.last_terminal = settled.last_terminal.max(seq);
+        }
+    }
+
+    /// This life of a delivery has not ended after all.
+    pub(crate) fn forget(&mut self, key: &ChainKey, seq: u32, replays: u32) {
+        if replays > 0 {
+            self.replayed.remove(&(*key, seq));
+            self.replayed_old.remove(&(*key, seq));
+        }
+        for memory in [&mut self.young, &mut self.old] {
+            if let Some(settled) = memory.get_mut(key) {
+                settled.clear(seq);
+            }
         }
     }
 

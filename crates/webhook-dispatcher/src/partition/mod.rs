@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until};
 
 use self::reader::{Page, Reader, Taken};
-use self::recorder::Recorder;
+use self::recorder::{Recorder, Written};
 use crate::book::{Book, Change, Flight, Offer, Offered, Source, Standing};
 use crate::directory::View;
 use crate::send::{Landing, fly};
@@ -86,7 +86,7 @@ enum Event {
     News(Announcement),
     Landed(Flight, Landing),
     Page(Result<Page, ringback_store::StoreError>),
-    Recorded(Result<ringback_store::deliveries::Recorded, ringback_store::StoreError>),
+    Recorded(Result<Written, ringback_store::StoreError>),
     Reconnected,
     Tick,
 }
@@ -381,17 +381,21 @@ impl Partition {
         self.reader.finish(page.cursor, taken);
     }
 
-    fn recorded(
-        &mut self,
-        result: Result<ringback_store::deliveries::Recorded, ringback_store::StoreError>,
-    ) -> Option<Ended> {
+    fn recorded(&mut self, result: Result<Written, ringback_store::StoreError>) -> Option<Ended> {
         match result {
-            Ok(recorded) if recorded.lost.is_empty() => {
+            Ok(Written { lost: false, reopened }) => {
                 let now = now_ms();
                 let written = self.recorder.written();
                 self.shared.meters.recorded(written.len());
-                for change in &written {
-                    self.book.recorded(change, now);
+                for (at, change) in written.iter().enumerate() {
+                    if reopened.contains(&at) {
+                        self.book.reopened(change);
+                    } else {
+                        self.book.recorded(change, now);
+                    }
+                }
+                if !reopened.is_empty() {
+                    self.reader.want_round();
                 }
                 None
             }

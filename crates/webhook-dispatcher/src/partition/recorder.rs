@@ -10,7 +10,7 @@ use ringback_domain::event::event_key;
 use ringback_domain::target::registered_webhook;
 use ringback_service_runtime::fault;
 use ringback_service_runtime::time::now_ms;
-use ringback_store::deliveries::{Claim, DeliveryState, Outcome, Recorded, record_outcomes};
+use ringback_store::deliveries::{Claim, DeliveryState, Outcome, record_outcomes};
 use ringback_store::webhooks::health::{Death, Sighting, died, sighted};
 use ringback_store::{StoreError, Urgency, WriteTx};
 use uuid::Uuid;
@@ -26,7 +26,16 @@ const PLENTY: usize = 256;
 const BATCH: usize = 512;
 const RETRY: Duration = Duration::from_millis(250);
 
-type Writing = BoxFuture<'static, Result<Recorded, StoreError>>;
+/// What a write did.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// The partition belongs to somebody else: nothing was written.
+    pub lost: bool,
+    /// Places in the write of what did not end, because its webhook works again.
+    pub reopened: HashSet<usize>,
+}
+
+type Writing = BoxFuture<'static, Result<Written, StoreError>>;
 
 /// The outcomes of one partition on their way to SQL.
 pub(super) struct Recorder {
@@ -103,18 +112,18 @@ impl Recorder {
                 })
                 .await;
             fault::point("dispatcher.record.after");
-            let (recorded, told) = result?;
-            if !told.is_empty() {
-                // A webhook may have been disabled.
+            let (written, told) = result?;
+            if !told.is_empty() || !written.reopened.is_empty() {
+                // A webhook was disabled, or enabled, that is not known here.
                 shared.directory.changed();
                 shared.announce(told).await;
             }
-            Ok(recorded)
+            Ok(written)
         }));
     }
 
     /// The result of the write under way; waits for ever when there is none.
-    pub(super) async fn done(&mut self) -> Result<Recorded, StoreError> {
+    pub(super) async fn done(&mut self) -> Result<Written, StoreError> {
         match self.writing.as_mut() {
             Some(writing) => {
                 let result = writing.await;
@@ -157,6 +166,8 @@ impl Recorder {
 /// What one commit writes: outcomes, what they say about webhooks, and the notices that follow.
 struct Facts {
     outcomes: Vec<Outcome>,
+    /// Which of them end only as long as their webhook takes nothing more.
+    by_standing: Vec<bool>,
     sightings: Vec<Sighting>,
     deaths: Vec<Death>,
     partitions: u16,
@@ -181,6 +192,7 @@ impl Facts {
         let dead = changes.iter().filter(|change| change.state == DeliveryState::Dead);
         Self {
             outcomes: changes.iter().map(|change| outcome(claim, change)).collect(),
+            by_standing: changes.iter().map(|change| change.by_standing).collect(),
             sightings: sightings.into_values().collect(),
             deaths: dead.map(death).collect(),
             partitions: shared.store.facts().partitions,
@@ -193,10 +205,17 @@ impl Facts {
         self.sightings.iter().any(|sighting| sighting.gone)
     }
 
-    async fn write(&self, tx: &WriteTx) -> Result<(Recorded, Vec<v1::Delivery>), StoreError> {
-        let recorded = record_outcomes(tx, &self.outcomes).await?;
-        if !recorded.lost.is_empty() {
-            return Ok((recorded, Vec::new()));
+    async fn write(&self, tx: &WriteTx) -> Result<(Written, Vec<v1::Delivery>), StoreError> {
+        let reopened = self.reopened(tx).await?;
+        let recorded = if reopened.is_empty() {
+            record_outcomes(tx, &self.outcomes).await?
+        } else {
+            let true_ones = self.outcomes.iter().enumerate().filter(|(at, _)| !reopened.contains(at));
+            record_outcomes(tx, &true_ones.map(|(_, outcome)| outcome.clone()).collect::<Vec<_>>()).await?
+        };
+        let written = Written { lost: !recorded.lost.is_empty(), reopened };
+        if written.lost {
+            return Ok((written, Vec::new()));
         }
         let mut told = sighted(tx, self.partitions, &self.sightings, self.disable_after_ms).await?;
         if !recorded.died.is_empty() {
@@ -205,7 +224,25 @@ impl Facts {
                 self.deaths.iter().filter(|d| now.contains(&(d.owner, d.seq, d.target))).collect();
             told.extend(died(tx, self.partitions, &deaths).await?);
         }
-        Ok((recorded, told))
+        Ok((written, told))
+    }
+
+    /// What was to end by the view of a moment ago, though this transaction sees that its webhook works.
+    async fn reopened(&self, tx: &WriteTx) -> Result<HashSet<usize>, StoreError> {
+        let mut reopened = HashSet::new();
+        if !self.by_standing.contains(&true) {
+            return Ok(reopened);
+        }
+        let registry = tx.registry().await?;
+        for (at, outcome) in self.outcomes.iter().enumerate().filter(|(at, _)| self.by_standing[*at]) {
+            let works = registry
+                .target(outcome.target)
+                .is_some_and(|webhook| webhook.is_owed(tx.now_ms()) && webhook.url.is_some());
+            if works {
+                reopened.insert(at);
+            }
+        }
+        Ok(reopened)
     }
 }
 
