@@ -3,6 +3,7 @@
 //!
 //! Every message that is stored or may meet another release carries a `version`; see [`VERSION`].
 
+pub mod catalogue;
 mod convert;
 mod endpoints;
 

@@ -20,7 +20,8 @@ use ringback_bus::{Bus, BusError, Verb};
 use ringback_domain::BatchId;
 use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown};
 use ringback_store::{
-    Store, batches_fold::BatchEnv, observer::Observer, sea_orm::DatabaseBackend, secrets::SecretKey,
+    Store, batches_fold::BatchEnv, observer::Observer, progress::waiting, sea_orm::DatabaseBackend,
+    secrets::SecretKey,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::task::TaskTracker;
@@ -44,6 +45,8 @@ const PARALLEL_POSTGRES: usize = 4;
 const DRAIN: Duration = Duration::from_secs(5);
 /// Jobs of a batch cancelled per transaction.
 const CANCEL_CHUNK: u32 = 500;
+/// Jobs of which something waits to be told, looked at in one go.
+const WAITING_MAX: u32 = 500;
 
 /// What the services of a process share.
 #[derive(Debug)]
@@ -161,6 +164,7 @@ impl App {
                 observer.watch(&store),
                 report(&store, &bus, &check),
                 cancel_batches(&commands, cancel_rest),
+                tell_waiting(&store, &commands),
             )
         };
         let serving = async {
@@ -196,6 +200,31 @@ async fn report(store: &Store, bus: &Bus, check: &Check) {
         match store.ping().await {
             Ok(()) => check.ok(),
             Err(_) => check.fail("the database does not answer"),
+        }
+    }
+}
+
+/// Tells webhooks of progress that had to wait. While no webhook wants to hear of any, it reads one number.
+async fn tell_waiting(store: &Store, commands: &Commands) {
+    let period = Duration::from_millis(fold::progress::EVERY_MS.unsigned_abs());
+    let mut every = tokio::time::interval(period);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let told = async {
+            if !store.registry().await?.hears_progress() {
+                return Ok(());
+            }
+            let before_ms = store.now_ms().await?.saturating_sub(fold::progress::EVERY_MS);
+            let due = waiting(store.read(), before_ms, WAITING_MAX).await?;
+            let units =
+                due.into_iter().map(|job| unit::Unit { job, what: unit::What::TellProgress }).collect();
+            // Where it is not told now, it still waits.
+            let _ = commands.batcher.submit(units).await;
+            Ok::<_, ringback_store::StoreError>(())
+        };
+        if let Err(error) = told.await {
+            tracing::debug!(%error, "what waits to be told cannot be read now");
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) enum What {
     Retry { project: ProjectId, native: bool, expected_run: u32 },
     /// Its time came: limits and lease are judged.
     Due,
+    /// Something that registered webhooks may hear now waits.
+    TellProgress,
     /// Its message is gone from the work queue.
     MessageLost { run: u32, publish: u32 },
 }
@@ -49,6 +51,7 @@ impl What {
             Self::Cancel { .. } => "cancel",
             Self::Retry { .. } => "retry",
             Self::Due => "due",
+            Self::TellProgress => "tell_progress",
             Self::MessageLost { .. } => "message_lost",
         }
     }

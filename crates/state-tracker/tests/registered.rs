@@ -5,8 +5,19 @@
 mod rig;
 
 use rig::{Rig, crash, failure, first, hand_back, new_job, success};
-use ringback_domain::{JobId, JobStatus};
-use ringback_store::{Urgency, sql, submit::Submit, webhooks::bump_registry};
+use ringback_bus::Verb;
+use ringback_contracts::{
+    VERSION,
+    catalogue::{catalogue, describe},
+    v1,
+};
+use ringback_domain::{AttemptRef, JobId, JobStatus, event::EventType};
+use ringback_store::{
+    Urgency, sql,
+    submit::{Admission, Submit},
+    webhooks::bump_registry,
+};
+use ringback_test_support::schema::faults;
 use serde_json::{Value, json};
 
 scenarios! {
@@ -17,6 +28,10 @@ scenarios! {
     a_batch_is_told_from_its_opening_to_its_end: 30_000,
     completions_tell_tokens_and_text: 30_000,
     retries_of_all_runs_are_heard: 30_000,
+    progress_is_told_now_and_then_and_its_last_value_for_certain: 30_000,
+    text_of_a_completion_is_told_from_its_beginning: 30_000,
+    a_lost_worker_is_told_once: 30_000,
+    tokens_are_counted_and_told: 30_000,
 }
 
 /// Registers a webhook, as another process does; answers its key.
@@ -68,10 +83,35 @@ async fn owed(rig: &Rig, webhook: i64) -> Vec<(String, Value)> {
                     other => panic!("{other:?}"),
                 })
                 .collect();
-            let name = ringback_store::deliveries::event_name(code).to_owned();
-            (name, serde_json::from_slice(&bytes).unwrap())
+            let event = EventType::from_code(code).unwrap();
+            let body: Value = serde_json::from_slice(&bytes).unwrap();
+            if body.get("api_version").is_some() {
+                fits(event, &body);
+            }
+            (event.name().to_owned(), body)
         })
         .collect()
+}
+
+/// Checks an event against the schema of its type.
+fn fits(event: EventType, body: &Value) {
+    let entry: Value = serde_json::from_str(describe(event)).unwrap();
+    assert_eq!(faults(&entry["schema"], body), [""; 0], "{event}: {body:#}");
+}
+
+#[test]
+fn every_type_has_a_schema_and_an_example_that_fits_it() {
+    for (event, text) in catalogue() {
+        let entry: Value = serde_json::from_str(text).unwrap();
+        assert_eq!((&entry["type"], &entry["example"]["type"]), (&json!(event.name()), &json!(event.name())));
+        assert!(entry["description"].as_str().is_some_and(|text| !text.is_empty()), "{event}");
+        fits(event, &entry["example"]);
+        // A schema that takes anything would prove nothing.
+        let mut broken = entry["example"].clone();
+        broken["data"] = json!({"unknown": 1});
+        assert!(faults(&entry["schema"], &broken).len() > 1, "{event}");
+    }
+    assert_eq!(catalogue().count(), EventType::ALL.len());
 }
 
 async fn names(rig: &Rig, webhook: i64) -> Vec<String> {
@@ -307,5 +347,149 @@ async fn retries_of_all_runs_are_heard(rig: &mut Rig) {
     assert_eq!(names(rig, queued).await, ["job.queued"; 4]);
     let runs: Vec<Value> = owed(rig, all).await.into_iter().map(|(_, b)| b["data"]["run"].clone()).collect();
     assert_eq!(runs, [1, 1, 1, 1, 1, 1, 2, 2, 2].map(Value::from));
+    rig.books_balance().await;
+}
+
+fn progress(job: JobId, attempt: AttemptRef, value: &str) -> v1::Heartbeat {
+    let mut beat = rig::beat_of("w", &[(job, attempt)]);
+    beat.full = false;
+    beat.attempts[0].progress = value.to_owned().into();
+    beat
+}
+
+/// The dispatcher's word that all is taken.
+async fn taken(rig: &Rig) {
+    rig.execute("UPDATE deliveries SET state = 1 WHERE state = 0").await;
+}
+
+async fn progress_is_told_now_and_then_and_its_last_value_for_certain(rig: &mut Rig) {
+    rig.tracker().await;
+    let quick = webhook(rig, 0, json!({"events": ["*"]})).await;
+    let slow = webhook(rig, 0, json!({"events": ["job.progress"]})).await;
+    let values = async |rig: &Rig, of| -> Vec<i64> {
+        let told = owed(rig, of).await.into_iter().filter(|(name, _)| name == "job.progress");
+        let mut all: Vec<(String, i64)> = told
+            .map(|(_, b)| (b["created_at"].to_string(), b["data"]["progress"]["n"].as_i64().unwrap()))
+            .collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, n)| n).collect()
+    };
+    let job = rig.submit(vec![Submit { metadata: Some(b"{\"k\":1}".to_vec()), ..new_job() }]).await[0];
+    let attempt = first();
+    for n in 0..20 {
+        rig.heartbeat(progress(job, attempt, &format!("{{\"n\":{n}}}"))).await;
+    }
+    assert_eq!(values(rig, quick).await.len(), 1, "at most one per half second");
+    // One receiver takes what it gets, the other one does not: it gets the last value when it did.
+    rig.execute("UPDATE deliveries SET state = 1 WHERE target = (SELECT 65536 + MIN(id) FROM webhooks)")
+        .await;
+    let soon = std::time::Duration::from_secs(20);
+    ringback_test_support::wait::until("the last value", soon, || async {
+        (values(rig, quick).await.last() == Some(&19)).then_some(())
+    })
+    .await;
+    let so_far = values(rig, slow).await;
+    assert_eq!(so_far.len(), 1, "one pending per job and target: {so_far:?}");
+    taken(rig).await;
+    ringback_test_support::wait::until("the last value for the other", soon, || async {
+        (values(rig, slow).await.last() == Some(&19)).then_some(())
+    })
+    .await;
+    rig.heartbeat(progress(job, attempt, "{\"n\":20}")).await;
+    rig.outcome("w", success(job, attempt, "1")).await;
+    // What waited gives way to the end.
+    assert_eq!(rig.number("SELECT COUNT(*) FROM progress_notices").await, 0);
+    // Events of a job lie in its partition, and end as its id does.
+    let other = rig
+        .number("SELECT COUNT(*) FROM deliveries WHERE partition <> (SELECT MAX(partition) FROM deliveries WHERE event = 2)")
+        .await;
+    assert_eq!(other, 0);
+    rig.books_balance().await;
+}
+
+async fn text_of_a_completion_is_told_from_its_beginning(rig: &mut Rig) {
+    rig.tracker().await;
+    rig.execute("UPDATE endpoints SET config = '{\"kind\":\"completion\",\"model\":\"m-1\"}'").await;
+    let hook = webhook(rig, 0, json!({"events": ["completion.*"]})).await;
+    let job = rig.job().await;
+    let attempt = first();
+    let chunk = |n: u32, text: &str| v1::Chunk {
+        attempt: Some(ringback_contracts::attempt_to_wire(&job, &attempt)),
+        n,
+        output: json!({"choices": [{"delta": {"content": text}}]}).to_string().into(),
+        started_at_ms: ringback_service_runtime::time::now_ms(),
+    };
+    let send = async |rig: &Rig, chunks: Vec<v1::Chunk>| {
+        let batch = v1::ChunkBatch { version: VERSION, worker_id: "w".into(), chunks };
+        rig.ask::<v1::ChunkReply>(Verb::Chunks, &batch).await;
+    };
+    send(rig, vec![chunk(0, "Once ")]).await;
+    taken(rig).await;
+    send(rig, vec![chunk(1, "upon "), chunk(2, "a time")]).await;
+    // Said again: it is there once.
+    send(rig, vec![chunk(2, "a time")]).await;
+    let texts = async |rig: &Rig| -> Vec<String> {
+        let told = owed(rig, hook).await.into_iter().filter(|(name, _)| name == "completion.streaming");
+        let mut all: Vec<String> =
+            told.map(|(_, b)| b["data"]["content"].as_str().unwrap().to_owned()).collect();
+        all.sort_by_key(String::len);
+        all
+    };
+    ringback_test_support::wait::until("all of the text", std::time::Duration::from_secs(20), || async {
+        (texts(rig).await.last().map(String::as_str) == Some("Once upon a time")).then_some(())
+    })
+    .await;
+    assert_eq!(texts(rig).await.first().map(String::as_str), Some("Once "));
+    rig.outcome("w", success(job, attempt, r#"{"text":"Once upon a time"}"#)).await;
+    assert!(names(rig, hook).await.contains(&"completion.finished".to_owned()));
+    rig.books_balance().await;
+}
+
+async fn a_lost_worker_is_told_once(rig: &mut Rig) {
+    rig.tracker().await;
+    let hook = webhook(rig, 0, json!({"events": ["worker.*", "job.retried"]})).await;
+    let jobs = [rig.job().await, rig.job().await];
+    let attempts = [first(), first()];
+    rig.heartbeat(rig::beat_of("w-old", &[(jobs[0], attempts[0]), (jobs[1], attempts[1])])).await;
+    // Another worker took its place: its attempts are lost at once.
+    let mut beat = rig::beat_of("w-new", &[]);
+    beat.replaces = vec!["w-old".to_owned()];
+    rig.heartbeat(beat.clone()).await;
+    rig.heartbeat(beat).await;
+    let heard = owed(rig, hook).await;
+    let lost: Vec<&Value> =
+        heard.iter().filter(|(n, _)| n == "worker.lost").map(|(_, b)| &b["data"]).collect();
+    assert_eq!(lost.len(), 1, "{heard:?}");
+    assert_eq!((&lost[0]["worker_id"], &lost[0]["endpoint"]), (&json!("w-old"), &json!("speech")));
+    assert_eq!(lost[0]["jobs"].as_array().unwrap().len(), 2);
+    assert!(lost[0]["last_heartbeat_at"].is_string());
+    assert_eq!(heard.iter().filter(|(n, _)| n == "job.retried").count(), 2);
+    rig.books_balance().await;
+}
+
+async fn tokens_are_counted_and_told(rig: &mut Rig) {
+    rig.tracker().await;
+    rig.execute("UPDATE endpoints SET config = '{\"kind\":\"completion\"}'").await;
+    rig.execute(
+        "INSERT INTO project_quotas (project_id, period, jobs, tokens) VALUES (1, 'month', NULL, 100)",
+    )
+    .await;
+    let hook = webhook(rig, 0, json!({"events": ["usage.*"]})).await;
+    let output = r#"{"text":"Hi","usage":{"prompt_tokens":10,"completion_tokens":30}}"#;
+    for expected in [vec![], vec![80], vec![80, 100]] {
+        let job = rig.job().await;
+        rig.outcome("w", success(job, first(), output)).await;
+        let mut told: Vec<i64> =
+            owed(rig, hook).await.iter().map(|(_, b)| b["data"]["threshold"].as_i64().unwrap()).collect();
+        told.sort_unstable();
+        // 120 of 100 passes 95 and the limit at once.
+        let wanted = if expected.len() == 2 { vec![80, 95, 100] } else { expected };
+        assert_eq!(told, wanted);
+    }
+    assert_eq!(rig.number("SELECT used FROM usage_counters WHERE metric = 'tokens'").await, 120);
+    // Now nothing more is taken.
+    let refused = rig.try_submit(new_job()).await;
+    assert!(matches!(refused, Admission::Refused(r) if r.over.used == 120 && r.over.limit == 100));
+    assert_eq!(owed(rig, hook).await.len(), 3, "the limit is told once");
     rig.books_balance().await;
 }

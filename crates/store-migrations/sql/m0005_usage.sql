@@ -25,19 +25,19 @@ ALTER TABLE jobs ADD COLUMN request_id TEXT;
 -- Whether webhooks heard that the first job of the batch started.
 ALTER TABLE batches ADD COLUMN processing_told {int} NOT NULL DEFAULT 0;
 
--- What was last told of a live job between its transitions, and what waits to be told.
+-- What was told of a live job between its transitions, and what waits to be told.
 CREATE TABLE progress_notices (
   job_id {bytes} NOT NULL PRIMARY KEY,
   run {int} NOT NULL,
   attempt {int} NOT NULL,
-  -- The last event: while its delivery is pending, no further one is made.
-  event_id {bytes},
   told_at_ms {int} NOT NULL,
+  -- Bit 1: progress, 2: text of a completion.
+  waiting {int} NOT NULL,
   -- The completion's text so far, and the number of the next piece.
   content TEXT NOT NULL,
   next_n {int} NOT NULL,
-  -- Something came that was not told.
-  waiting {int} NOT NULL
+  -- The last event of each target, 4 + 16 bytes each: while it is pending, that target gets no further one.
+  last {bytes} NOT NULL
 ) {keyed};
 
-CREATE INDEX progress_notices_waiting ON progress_notices (told_at_ms) WHERE waiting = 1;
+CREATE INDEX progress_notices_waiting ON progress_notices (told_at_ms) WHERE waiting > 0;

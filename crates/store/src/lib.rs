@@ -24,6 +24,7 @@ pub mod inputs;
 mod jobs;
 pub mod observer;
 pub mod partitions;
+pub mod progress;
 pub mod project_secrets;
 pub mod quarantine;
 pub mod replays;

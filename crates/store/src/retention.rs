@@ -62,7 +62,8 @@ pub struct Purged {
     pub deliveries: i64,
     /// Rows that stay for their deliveries and are looked at later.
     pub postponed: u64,
-    /// Blobs that no row names any more; the caller deletes them after the commit.
+    /// Blobs that no row but `blob_trash` names any more; the caller deletes them after the commit. A key that ends in
+    /// a slash stands for everything below it.
     pub blobs: Vec<String>,
 }
 
@@ -108,6 +109,54 @@ const BLOBS: [Rows; 3] = [
     },
 ];
 
+/// Jobs with more than one attempt: one that was lost may have stored an output that no result names.
+const TRIED_AGAIN: Rows = Rows {
+    name: "retention.tried_again",
+    before: "SELECT id FROM jobs WHERE (run > 1 OR last_attempt > 1) AND id IN (",
+    casts: LIST,
+    after: ")",
+};
+
+const TRASH: Rows = Rows {
+    name: "retention.trash",
+    before: "INSERT INTO blob_trash (blob_key, added_at_ms) VALUES ",
+    casts: &["", ""],
+    after: " ON CONFLICT (blob_key) DO NOTHING",
+};
+
+const FORGET_TRASH: Rows = Rows {
+    name: "retention.forget_trash",
+    before: "DELETE FROM blob_trash WHERE blob_key IN (",
+    casts: LIST,
+    after: ")",
+};
+
+/// Blobs that were to be deleted before `before_ms` and still are, the oldest first.
+///
+/// # Errors
+/// The database's.
+pub async fn trash<C: ConnectionTrait>(
+    conn: &C,
+    before_ms: i64,
+    limit: u32,
+) -> Result<Vec<String>, StoreError> {
+    let rows = sql::query(
+        conn,
+        "SELECT blob_key FROM blob_trash WHERE added_at_ms <= $1 ORDER BY added_at_ms LIMIT $2",
+        [Value::from(before_ms), sql::int(limit)],
+    )
+    .await?;
+    rows.iter().map(|row| Ok(row.try_get_by_index(0)?)).collect()
+}
+
+/// These blobs are deleted.
+///
+/// # Errors
+/// The database's.
+pub async fn forget_trash(tx: &WriteTx, keys: &[String]) -> Result<u64, StoreError> {
+    FORGET_TRASH.execute(tx.conn(), keys, |key, v| v.push(Value::from(key.as_str()))).await
+}
+
 const DELETE_DELIVERIES: Rows = Rows {
     name: "retention.deliveries",
     before: "DELETE FROM deliveries WHERE owner_id IN (",
@@ -127,11 +176,12 @@ macro_rules! delete {
 }
 
 /// Children first: whoever reads a job finds all of it or nothing.
-const DELETE: [Rows; 8] = [
+const DELETE: [Rows; 9] = [
     delete!("delivery_attempts", "owner_id"),
     delete!("chunks", "job_id"),
     delete!("stream_cursors", "job_id"),
     delete!("job_progress", "job_id"),
+    delete!("progress_notices", "job_id"),
     delete!("attempts", "job_id"),
     delete!("results", "job_id"),
     delete!("job_inputs", "job_id"),
@@ -215,6 +265,16 @@ async fn remove_jobs(tx: &WriteTx, ids: &[JobId], purged: &mut Purged) -> Result
             purged.blobs.push(row.try_get_by_index(0)?);
         }
     }
+    for row in TRIED_AGAIN.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await? {
+        let job = job_id(&row)?;
+        purged.blobs.extend(["out", "logs"].map(|kind| format!("{kind}/{}/", job.simple())));
+    }
+    let now_ms = tx.now_ms();
+    TRASH
+        .execute(tx.conn(), &purged.blobs, |key, v| {
+            v.extend([Value::from(key.as_str()), Value::from(now_ms)]);
+        })
+        .await?;
     let deliveries =
         DELETE_DELIVERIES.execute(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
     purged.deliveries += i64::try_from(deliveries).unwrap_or(i64::MAX);

@@ -158,3 +158,13 @@ pub async fn living_workers<C: ConnectionTrait>(conn: &C, since_ms: i64) -> Resu
     .await?;
     row.map_or(Ok(0), |row| sql::get_u64(&row, 0, "count"))
 }
+
+/// When a worker was last heard of, if it is known.
+///
+/// # Errors
+/// The database's.
+pub async fn last_beat_ms<C: ConnectionTrait>(conn: &C, worker: &str) -> Result<Option<i64>, StoreError> {
+    let row =
+        sql::query_one(conn, "SELECT last_beat_ms FROM workers WHERE id = $1", [Value::from(worker)]).await?;
+    row.map(|row| Ok(row.try_get_by_index(0)?)).transpose()
+}

@@ -15,6 +15,7 @@ pub mod nats;
 pub mod postgres;
 pub mod process;
 pub mod receiver;
+pub mod schema;
 pub mod signature;
 pub mod sql;
 pub mod stack;

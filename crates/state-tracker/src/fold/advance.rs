@@ -12,7 +12,7 @@ use ringback_store::{
     results::{NewAttempt, NewResult, StoredPayload},
 };
 
-use super::{Changed, Context, Entry, Out, Owed, Publish};
+use super::{Changed, Context, Entry, Lost, Out, Owed, Publish};
 
 /// What came along with an event and belongs into its rows.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +59,9 @@ pub(super) fn advance(
         | JobState::Cancelled(_)
         | JobState::TimedOut(_) => None,
     };
+    if let (JobEvent::LeaseExpired { .. }, Step::Changed, Some(live)) = (event, step, &live) {
+        out.lost.push(Lost { job: row.job.id, worker: live.worker.clone() });
+    }
     let result = record_result(row, &effects, live.as_ref(), told, out);
     if step == Step::Changed {
         row.log_transition(context.now);

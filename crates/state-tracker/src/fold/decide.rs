@@ -53,6 +53,10 @@ pub(super) fn decide(unit: &Unit, entry: Option<&mut Entry>, out: &mut Out, cont
             retry(entry, *project, *native, *expected_run, out, context)
         }
         What::Due => due(entry, out, context),
+        What::TellProgress => {
+            out.due_news.insert(unit.job);
+            job_answer(entry, false)
+        }
         What::MessageLost { run, publish } => message_lost(entry, *run, *publish, out, context),
     }
 }
@@ -66,6 +70,7 @@ fn unknown_job(what: &What) -> Answer {
         | What::Cancel { .. }
         | What::Retry { .. }
         | What::Due
+        | What::TellProgress
         | What::MessageLost { .. } => Answer::NotFound,
     }
 }

@@ -3,6 +3,7 @@
 mod advance;
 mod decide;
 mod deliver;
+pub(crate) mod progress;
 mod registered;
 mod write;
 
@@ -97,6 +98,12 @@ struct Changed {
     result: Option<usize>,
 }
 
+/// An attempt whose worker is lost.
+struct Lost {
+    job: JobId,
+    worker: String,
+}
+
 /// Rows to be written and effects to be carried out.
 #[derive(Default)]
 struct Out {
@@ -107,6 +114,10 @@ struct Out {
     late: Vec<NewAttempt>,
     chunks: Vec<NewChunk>,
     progress: BTreeMap<JobId, NewProgress>,
+    /// Attempts whose worker is lost.
+    lost: Vec<Lost>,
+    /// Jobs of which something waits to be told.
+    due_news: BTreeSet<JobId>,
     counters: BTreeMap<EndpointId, CounterDelta>,
     batches: BTreeMap<BatchId, Vec<JobStatus>>,
     after: After,

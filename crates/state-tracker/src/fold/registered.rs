@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ringback_contracts::v1;
 use ringback_domain::{
-    BatchId, JobId, JobStatus, ProjectId, TimestampMs,
-    event::{Completion, EndpointKind},
+    BatchId, EndpointId, JobId, JobStatus, ProjectId, TimestampMs,
+    event::{Completion, EndpointKind, EventType, event_key_of},
+    webhook::body::Body,
 };
 use ringback_store::{
-    StoreError,
+    StoreError, WriteTx,
+    events::{Audience, NewEvent, emit},
     inputs::StoredInput,
     results::NewResult,
     webhooks::{
@@ -16,10 +18,11 @@ use ringback_store::{
         registry::parse_metadata,
         tell::{self, End, Transition},
     },
+    workers::last_beat_ms,
 };
 
 use super::{
-    Changed, Entry,
+    Changed, Entry, Lost,
     deliver::{input_of, json_of, trace_of},
 };
 
@@ -111,6 +114,49 @@ pub(super) fn tokens(
         }
     }
     used
+}
+
+/// Tells of lost workers, once per worker, endpoint and last sign of life, however many of its attempts are found
+/// lost in however many commits. Answers the deliveries, which are inserted.
+pub(super) async fn lost_workers(
+    tx: &WriteTx,
+    partitions: u16,
+    lost: &[Lost],
+    jobs: &HashMap<JobId, Entry>,
+    registry: &Registry,
+) -> Result<Vec<v1::Delivery>, StoreError> {
+    let mut held: BTreeMap<(&str, EndpointId), Vec<&Entry>> = BTreeMap::new();
+    for l in lost {
+        if let Some(entry) = jobs.get(&l.job).filter(|e| registry.listens(e.row.project)) {
+            held.entry((&l.worker, entry.row.endpoint)).or_default().push(entry);
+        }
+    }
+    let mut deliveries = Vec::new();
+    for ((worker, endpoint), entries) in held {
+        let Some(first) = entries.first() else { continue };
+        let last_beat = last_beat_ms(tx.conn(), worker).await?;
+        // Without a sign of life every commit is a loss of its own.
+        let at = u64::try_from(last_beat.unwrap_or(tx.now_ms())).unwrap_or(0);
+        let data = serde_json::json!({
+            "worker_id": worker,
+            "endpoint": registry.endpoint(endpoint).map_or("", |e| &e.name),
+            "last_heartbeat_at": last_beat.map(|ms| TimestampMs(ms).rfc3339()),
+            "jobs": entries.iter().map(|e| e.row.public_id()).collect::<Vec<_>>(),
+        });
+        let event = NewEvent {
+            id: event_key_of(at, &format!("worker.lost:{endpoint}:{worker}:{at}")),
+            project: first.row.project,
+            names: EventType::WorkerLost.into(),
+            subject: worker,
+            endpoint: Some(endpoint),
+            metadata: None,
+            data: Body::of_json(data.to_string().into_bytes()),
+            audience: Audience::Matching,
+            traceparent: None,
+        };
+        deliveries.extend(emit(tx, partitions, event).await?);
+    }
+    Ok(deliveries)
 }
 
 fn transition<'a>(

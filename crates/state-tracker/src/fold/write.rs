@@ -14,7 +14,7 @@ use ringback_store::{
     usage::count_tokens,
 };
 
-use super::{After, Context, Entry, Out, deliver, registered};
+use super::{After, Context, Entry, Out, deliver, progress, registered};
 
 /// Writes; fails as transient where somebody else wrote one of the rows meanwhile, so that all is decided again.
 pub(super) async fn write(
@@ -23,7 +23,9 @@ pub(super) async fn write(
     out: Out,
     context: &Context<'_>,
 ) -> Result<After, StoreError> {
-    let registry = if out.changed.is_empty() { Arc::default() } else { tx.registry().await? };
+    let quiet =
+        out.changed.is_empty() && out.progress.is_empty() && out.chunks.is_empty() && out.due_news.is_empty();
+    let registry = if quiet { Arc::default() } else { tx.registry().await? };
     let heard = registered::heard(&out.changed, &jobs, &registry);
     let mut echoed = deliver::echoed(&out.owed, &jobs);
     if !heard.is_empty() {
@@ -43,6 +45,21 @@ pub(super) async fn write(
         context.now,
     )?);
     let tokens = registered::tokens(&out.changed, &jobs, &registry, &out.results);
+    let news = progress::News {
+        changed: &out.changed,
+        progress: &out.progress,
+        chunks: &out.chunks,
+        due: &out.due_news,
+    };
+    let mut told = if registry.hears_progress() {
+        progress::tell(tx, &news, &jobs, &registry, context).await?
+    } else {
+        Vec::new()
+    };
+    if !out.lost.is_empty() {
+        let partitions = context.env.batch.partitions;
+        told.extend(registered::lost_workers(tx, partitions, &out.lost, &jobs, &registry).await?);
+    }
     let dirty: Vec<JobRow> = jobs.into_values().filter(|e| e.dirty).map(|e| e.row).collect();
     if !dirty.is_empty() && !update_jobs(tx, &dirty, context.env.grace_ms).await? {
         metrics::counter!("ringback_tracker_conflicts_total").increment(1);
@@ -67,6 +84,8 @@ pub(super) async fn write(
     let mut after = out.after;
     after.deliveries = deliveries;
     insert_deliveries(tx, context.env.batch.partitions, &after.deliveries).await?;
+    // Inserted with their events.
+    after.deliveries.extend(told);
     if !batches.is_empty() {
         let counted = count_in_batches(tx, &batches, &context.env.batch).await?;
         after.cancel_rest = counted.cancel_rest;

@@ -22,7 +22,7 @@ use ringback_store::{
     books,
     secrets::SecretKey,
     select_jobs, sql,
-    submit::{InputAt, Submit, insert_submits},
+    submit::{Admission, InputAt, Submit, insert_submits},
 };
 use ringback_test_support::{files::Folder, nats::NatsServer, postgres::Postgres};
 
@@ -188,6 +188,20 @@ impl Rig {
             .await
             .unwrap();
         ids
+    }
+
+    /// Submits one job and answers what became of it.
+    pub(crate) async fn try_submit(&self, submit: Submit) -> Admission {
+        let (counter, partitions) = (self.store.counter_row(), self.store.facts().partitions);
+        self.store
+            .write(Urgency::Now, move |tx| {
+                let submit = submit.clone();
+                Box::pin(
+                    async move { Ok(insert_submits(tx, counter, partitions, &[&submit]).await?.remove(0)) },
+                )
+            })
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn job(&self) -> JobId {

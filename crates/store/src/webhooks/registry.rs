@@ -116,6 +116,7 @@ pub struct Registry {
     by_project: HashMap<ProjectId, Vec<Arc<Webhook>>>,
     endpoints: HashMap<EndpointId, EndpointInfo>,
     quotas: HashMap<ProjectId, Quota>,
+    hears_progress: bool,
 }
 
 impl Registry {
@@ -146,6 +147,12 @@ impl Registry {
     #[must_use]
     pub fn listens(&self, project: ProjectId) -> bool {
         self.by_project.contains_key(&project)
+    }
+
+    /// Whether any webhook of the installation may hear of progress or streamed text.
+    #[must_use]
+    pub const fn hears_progress(&self) -> bool {
+        self.hears_progress
     }
 
     /// Whether a filter of the project asks for metadata.
@@ -304,6 +311,11 @@ async fn load<C: ConnectionTrait>(conn: &C, revision: i64) -> Result<Registry, S
     .await?;
     for row in &rows {
         let webhook = Arc::new(read_webhook(row)?);
+        let throttled = EventType::ALL.iter().filter(|e| e.is_throttled() && can_say(webhook.format, **e));
+        registry.hears_progress |= webhook
+            .filter
+            .as_ref()
+            .is_some_and(|f| throttled.clone().any(|e| f.choose((*e).into()).is_some()));
         registry.by_project.entry(webhook.project).or_default().push(Arc::clone(&webhook));
         registry.webhooks.insert(webhook.id, webhook);
     }

@@ -1,0 +1,227 @@
+//! What registered webhooks hear of a live job between its transitions: its progress, and the text of a completion.
+//!
+//! Per job at most one event in half a second, with the last value; per target at most one that is not taken yet. What
+//! waits is told by a timer, or gives way to the next transition.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use bytes::Bytes;
+use ringback_contracts::v1;
+use ringback_domain::{
+    JobId, JobStatus,
+    event::{Completion, EndpointKind, EventType, event_id, event_key},
+    job::Live,
+    webhook::{
+        body::Body,
+        envelope::{self, CompletionFacts},
+    },
+};
+use ringback_store::{
+    JobRow, StoreError, WriteTx,
+    chunks_write::{NewChunk, NewProgress},
+    deliveries::body_to_wire,
+    events::insert_owned,
+    progress::{Notice, PROGRESS, STREAMING, drop_notices, notices, pending, put_notices, values},
+    select_jobs,
+    webhooks::{
+        EventFacts, Registry,
+        registry::parse_metadata,
+        tell::{self, End, Ids, Transition},
+    },
+};
+use uuid::Uuid;
+
+use super::{Changed, Context, Entry};
+
+/// The shortest time between two events of a job.
+pub(crate) const EVERY_MS: i64 = 500;
+/// `deliveries.seq` of every event.
+const SEQ: u32 = 1;
+
+/// What happened in a fold that may be told.
+pub(super) struct News<'a> {
+    pub(super) changed: &'a [Changed],
+    pub(super) progress: &'a BTreeMap<JobId, NewProgress>,
+    pub(super) chunks: &'a [NewChunk],
+    /// Jobs of which something waits.
+    pub(super) due: &'a BTreeSet<JobId>,
+}
+
+/// Tells what may be told now and keeps the rest. Answers the deliveries, which are inserted.
+pub(super) async fn tell(
+    tx: &WriteTx,
+    news: &News<'_>,
+    jobs: &HashMap<JobId, Entry>,
+    registry: &Registry,
+    context: &Context<'_>,
+) -> Result<Vec<v1::Delivery>, StoreError> {
+    let over: Vec<JobId> = news
+        .changed
+        .iter()
+        .map(|c| c.job)
+        .filter(|id| jobs.get(id).is_some_and(|e| registry.listens(e.row.project)))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    drop_notices(tx, &over).await?;
+    let ids: BTreeSet<JobId> = news
+        .progress
+        .keys()
+        .copied()
+        .chain(news.chunks.iter().map(|c| c.job))
+        .chain(news.due.iter().copied())
+        .collect();
+    let ids: Vec<JobId> = ids.into_iter().collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Beats that only renewed a lease read no row.
+    let unread: Vec<JobId> = ids.iter().filter(|id| !jobs.contains_key(id)).copied().collect();
+    let read = if unread.is_empty() { HashMap::new() } else { select_jobs(tx.conn(), &unread).await? };
+    let heard: Vec<(&JobRow, &Live)> = ids
+        .iter()
+        .filter_map(|id| jobs.get(id).map(|e| &e.row).or_else(|| read.get(id)))
+        .filter(|row| registry.listens(row.project))
+        .filter_map(|row| Some((row, row.job.state.live()?)))
+        .collect();
+    // What waits of an attempt that is over, told by nobody while no webhook listened, is void.
+    let void: Vec<JobId> =
+        news.due.iter().filter(|id| heard.iter().all(|(row, _)| row.job.id != **id)).copied().collect();
+    drop_notices(tx, &void).await?;
+    if heard.is_empty() {
+        return Ok(Vec::new());
+    }
+    let heard_ids: Vec<JobId> = heard.iter().map(|(row, _)| row.job.id).collect();
+    let mut kept = notices(tx, &heard_ids).await?;
+    let events: Vec<Uuid> = kept.values().flat_map(|n| &n.last).map(|(_, id)| *id).collect();
+    let untaken = if events.is_empty() { HashSet::new() } else { pending(tx, &events).await? };
+    let unsaid: Vec<JobId> = heard_ids.into_iter().filter(|id| !news.progress.contains_key(id)).collect();
+    let stored = if unsaid.is_empty() { HashMap::new() } else { values(tx, &unsaid).await? };
+    let (mut written, mut deliveries) = (Vec::new(), Vec::new());
+    for (row, live) in heard {
+        let mut notice = kept
+            .remove(&row.job.id)
+            .filter(|n| (n.run, n.attempt) == (row.job.run, live.attempt))
+            .unwrap_or_else(|| Notice::new(row.job.id, row.job.run, live.attempt));
+        let kind = registry.endpoint(row.endpoint).map_or(EndpointKind::Job, |e| e.kind);
+        take(&mut notice, news, kind);
+        if notice.waiting != 0 && context.now.0.saturating_sub(notice.told_at_ms) >= EVERY_MS {
+            let said = news.progress.get(&row.job.id).map(|p| &*p.value);
+            let value = said.or_else(|| stored.get(&row.job.id).map(Vec::as_slice));
+            let told = Teller { row, live, registry, context, value }.tell(&mut notice, &untaken);
+            if let Some((id, told)) = told {
+                insert_owned(tx, context.env.batch.partitions, id.as_bytes(), &row.public_id(), &told)
+                    .await?;
+                deliveries.extend(told);
+            }
+        }
+        written.push(notice);
+    }
+    put_notices(tx, &written).await?;
+    Ok(deliveries)
+}
+
+/// Adds what a fold brought to what waits.
+fn take(notice: &mut Notice, news: &News<'_>, kind: EndpointKind) {
+    let mine = |run: u32, attempt: u32| (run, attempt) == (notice.run, notice.attempt);
+    if news.progress.get(&notice.job).is_some_and(|p| mine(p.run, p.attempt)) {
+        notice.waiting |= PROGRESS;
+    }
+    if kind != EndpointKind::Completion {
+        return;
+    }
+    let (job, run, attempt) = (notice.job, notice.run, notice.attempt);
+    for chunk in news.chunks.iter().filter(|c| (c.job, c.run, c.attempt) == (job, run, attempt)) {
+        let text = Completion::read(&chunk.output).content.unwrap_or_default();
+        notice.append(chunk.n, &text);
+    }
+}
+
+/// Tells of one live job.
+struct Teller<'a> {
+    row: &'a JobRow,
+    live: &'a Live,
+    registry: &'a Registry,
+    context: &'a Context<'a>,
+    value: Option<&'a [u8]>,
+}
+
+impl Teller<'_> {
+    /// One event to all targets that took the last one; where some did not, it waits for them.
+    fn tell(&self, notice: &mut Notice, untaken: &HashSet<(u32, Uuid)>) -> Option<(Uuid, Vec<v1::Delivery>)> {
+        let (bit, event) = if notice.waiting & STREAMING != 0 {
+            (STREAMING, EventType::CompletionStreaming)
+        } else {
+            (PROGRESS, EventType::JobProgress)
+        };
+        let row = self.row;
+        let metadata = parse_metadata(row.metadata.as_deref());
+        let facts = EventFacts {
+            names: event.into(),
+            endpoint: Some(row.endpoint),
+            metadata: metadata.as_ref(),
+            now_ms: self.context.now.0,
+        };
+        let busy =
+            |target: u32| notice.last.iter().any(|(t, id)| *t == target && untaken.contains(&(*t, *id)));
+        let (wait, go): (Vec<_>, Vec<_>) =
+            self.registry.matching(row.project, facts).partition(|(target, _, _)| busy(*target));
+        if wait.is_empty() {
+            notice.waiting &= !bit;
+        }
+        notice.told_at_ms = self.context.now.0;
+        let now_ms = u64::try_from(self.context.now.0).unwrap_or(0);
+        let id = event_key(now_ms, rand::random(), Some(row.job.id.as_bytes()));
+        let data = self.data(event, &notice.content)?;
+        let body = envelope::standard(&event_id(id, SEQ), event, self.context.now, data);
+        let body = body_to_wire(body);
+        let deliveries: Vec<v1::Delivery> = go
+            .iter()
+            .map(|(target, webhook, name)| v1::Delivery {
+                owner_id: Bytes::copy_from_slice(id.as_bytes()),
+                seq: SEQ,
+                target: *target,
+                project_id: row.project.0,
+                url: webhook.url.clone().unwrap_or_default(),
+                terminal: EventType::is_terminal(*name),
+                event: name.code(),
+                body: Some(body.clone()),
+                created_at_ms: self.context.now.0,
+                traceparent: row.traceparent.clone().unwrap_or_default(),
+                run: row.job.run,
+                ..v1::Delivery::default()
+            })
+            .collect();
+        for (target, _, _) in &go {
+            notice.told(*target, id);
+        }
+        (!deliveries.is_empty()).then_some((id, deliveries))
+    }
+
+    fn data(&self, event: EventType, content: &str) -> Option<Body> {
+        let of = Transition {
+            row: self.row,
+            seq: 0,
+            run: self.row.job.run,
+            attempt: self.live.attempt,
+            status: JobStatus::InProgress,
+            again: false,
+            delay_ms: self.live.delay_ms,
+            execution_ms: 0,
+            at: self.context.now,
+            traceparent: None,
+        };
+        let ids = Ids::of(self.row);
+        let facts = tell::facts(self.registry, &of, &ids, &End::default());
+        if event == EventType::JobProgress {
+            return Some(envelope::progress(&facts, self.value?));
+        }
+        let told = CompletionFacts {
+            model: self.registry.endpoint(self.row.endpoint).and_then(|e| e.model.as_deref()),
+            request_id: self.row.request_id.as_deref(),
+            content: Some(content),
+            ..CompletionFacts::default()
+        };
+        Some(envelope::completion(&facts, &told))
+    }
+}
