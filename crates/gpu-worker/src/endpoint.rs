@@ -188,8 +188,10 @@ impl EndpointLoop {
                     self.shared.attempts.remove(&key);
                 }
             }
-            Kept::Fetched(ready) => {
-                self.shared.attempts.remove(&ready.work.key);
+            Kept::Fetched(mut ready) => {
+                let Some(held) = self.shared.attempts.remove(&ready.work.key) else { return };
+                // A heartbeat may have told of it meanwhile: then its end must be told too.
+                ready.granted |= held.known_to_tracker;
                 self.begin(*ready, draining).await;
             }
         }
