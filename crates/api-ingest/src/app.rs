@@ -4,10 +4,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::serve::ListenerExt as _;
 use ringback_bus::Bus;
-use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown, blobs::BlobStore};
+use ringback_domain::webhook::{response::Profile, schedule::Schedule};
+use ringback_service_runtime::{
+    Check, Readiness, RingbackConfig, Shutdown, blobs::BlobStore, config::WebhookProfile,
+};
 use ringback_store::{
     Store, StoreError,
     endpoints::{self, SyncError},
+    project_secrets::projects,
     secrets::SecretKey,
 };
 use thiserror::Error;
@@ -92,6 +96,9 @@ impl App {
         let urls = ringback_egress::webhook_policy(&config.webhooks)
             .map_err(|e| AppError::Webhooks(e.to_string()))?;
         let rows = endpoints::sync(&store, config, &key).await?;
+        let projects = projects(store.read()).await?;
+        let named = config.projects.iter().filter(|(_, p)| !p.webhook_secrets.is_empty());
+        let configured_secrets = named.filter_map(|(name, _)| projects.get(name).copied()).collect();
         let catalog = Catalog::new(config, &rows, store.facts().shards);
         let address = config.server.listen;
         let listen = |source| AppError::Listen { address, source };
@@ -115,6 +122,12 @@ impl App {
             limits: config.server.clone(),
             base_url: config.server.base_url(local_addr),
             worker_silence_ms: config.worker.lease_ms.max(2 * config.worker.heartbeat_ms),
+            configured_secrets,
+            callback_tries: Schedule::of(match config.webhooks.profile {
+                WebhookProfile::Default => Profile::Standard,
+                WebhookProfile::RunpodStrict => Profile::RunpodStrict,
+            })
+            .max_tries(true),
             catalog,
             store,
             bus,

@@ -16,6 +16,7 @@ mod process;
 mod rate;
 mod render;
 mod routes;
+mod runflow;
 mod runpod;
 mod state;
 mod submit;

@@ -15,7 +15,11 @@ use ringback_store::auth::ScopeSet;
 
 use crate::{
     error::{ApiError, NativeError},
-    native::{batches, events, jobs, project},
+    native::{
+        artifacts, batches, deliveries, events, feed, files, jobs, project, replays, usage, webhook_secrets,
+        webhooks,
+    },
+    runflow::{callbacks, runs, secrets as callback_secrets},
     runpod::{control, queue, run, status, stream},
     state::Api,
 };
@@ -48,6 +52,17 @@ macro_rules! post {
     };
 }
 
+macro_rules! patch {
+    ($routes:ident, $path:expr, $handler:expr) => {
+        $routes = $routes.add(&["patch"], $path, on(MethodFilter::PATCH, $handler));
+    };
+}
+macro_rules! delete {
+    ($routes:ident, $path:expr, $handler:expr) => {
+        $routes = $routes.add(&["delete"], $path, on(MethodFilter::DELETE, $handler));
+    };
+}
+
 macro_rules! get_or_post {
     ($routes:ident, $path:expr, $handler:expr) => {
         $routes =
@@ -77,15 +92,60 @@ pub(crate) fn fixed() -> Routes {
     post!(r, "/v1/jobs/{id}/cancel", jobs::cancel);
     post!(r, "/v1/jobs/{id}/retry", jobs::retry);
     get!(r, "/v1/jobs/{id}/deliveries", jobs::deliveries);
+    get!(r, "/v1/jobs/{id}/artifacts", artifacts::list);
+    get!(r, "/v1/artifacts/{id}", artifacts::get);
+    delete!(r, "/v1/artifacts/{id}", artifacts::delete);
+    get!(r, "/v1/artifacts/{id}/content", artifacts::content);
+    get!(r, "/artifacts/{id}/{token}/{filename}", artifacts::download);
+    post!(r, "/artifacts/{id}/{token}/confirm", artifacts::confirm);
     post!(r, "/v1/batches", batches::post);
     get!(r, "/v1/batches/{id}", batches::get);
     post!(r, "/v1/batches/{id}/cancel", batches::cancel);
     get!(r, "/v1/batches/{id}/results", batches::results);
     get!(r, "/v1/batches/{id}/deliveries", batches::deliveries);
+    post!(r, "/v1/models/{owner}/{model}/runs", runs::create);
+    get!(r, "/v1/runs/{id}", runs::get);
+    post!(r, "/v1/runs/{id}/cancel", runs::cancel);
+    get!(r, "/v1/runs/{id}/callback", callbacks::of_run);
+    post!(r, "/v1/runs/{id}/callback-redeliveries", callbacks::redeliver_run);
+    get!(r, "/v1/batches/{id}/callback", callbacks::of_batch);
+    post!(r, "/v1/batches/{id}/callback-redeliveries", callbacks::redeliver_batch);
+    post!(r, "/v1/callback-secrets", callback_secrets::create);
+    get!(r, "/v1/callback-secrets", callback_secrets::list);
+    delete!(r, "/v1/callback-secrets/{id}", callback_secrets::delete);
+    get!(r, "/v1/files/{id}", files::get);
+    get!(r, "/v1/files/{id}/content", files::content);
+    get!(r, "/v1/usage", usage::get);
     get!(r, "/v1/endpoints", project::endpoints);
     post!(r, "/v1/endpoints/{name}/purge", project::purge_endpoint);
     get!(r, "/v1/workers", project::workers);
-    get!(r, "/v1/webhooks/default/secret", project::webhook_secret);
+    get!(r, "/v1/webhooks/default/secret", webhook_secrets::project_get);
+    post!(r, "/v1/webhooks/default/secret", webhook_secrets::project_rotate);
+    // Row C6 names the plain path too.
+    for base in ["/v1/webhooks", "/webhooks"] {
+        let one = format!("{base}/{{id}}");
+        post!(r, base, webhooks::create);
+        get!(r, base, webhooks::list);
+        get!(r, &one, webhooks::get);
+        patch!(r, &one, webhooks::patch);
+        delete!(r, &one, webhooks::delete);
+    }
+    post!(r, "/v1/webhooks/{id}/enable", webhooks::enable);
+    post!(r, "/v1/webhooks/{id}/test", webhooks::test);
+    get!(r, "/v1/webhooks/{id}/secrets", webhook_secrets::list);
+    post!(r, "/v1/webhooks/{id}/secrets", webhook_secrets::add);
+    delete!(r, "/v1/webhooks/{id}/secrets/{secret}", webhook_secrets::remove);
+    get!(r, "/v1/deliveries", deliveries::list);
+    get!(r, "/v1/deliveries/{id}", deliveries::get);
+    get!(r, "/v1/deliveries/{id}/attempts", deliveries::attempts);
+    post!(r, "/v1/deliveries/{id}/redeliver", deliveries::redeliver);
+    post!(r, "/v1/replays", replays::create);
+    get!(r, "/v1/replays", replays::list);
+    get!(r, "/v1/replays/{id}", replays::get);
+    delete!(r, "/v1/replays/{id}", replays::cancel);
+    get!(r, "/v1/events", feed::events);
+    get!(r, "/v1/events/{id}", feed::one_event);
+    post!(r, "/v1/events/missed", feed::missed);
     get!(r, "/v1/stream", events::stream);
     get!(r, "/openapi.json", openapi);
     get!(r, "/metrics", metrics_text);

@@ -1,10 +1,11 @@
 //! What all handlers share.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ringback_bus::{Bus, BusError, Verb};
 use ringback_contracts::{Message as _, VERSION, v1};
+use ringback_domain::ProjectId;
 use ringback_service_runtime::{Shutdown, blobs::BlobStore, config::ServerConfig};
 use ringback_store::{Store, secrets::SecretKey};
 
@@ -35,6 +36,10 @@ pub(crate) struct Api {
     pub(crate) stream_turns: StreamTurns,
     pub(crate) disk: Arc<DiskFloor>,
     pub(crate) templates: Templates,
+    /// Projects whose webhook secrets the configuration names.
+    pub(crate) configured_secrets: HashSet<ProjectId>,
+    /// Most tries of the webhook of a job's end.
+    pub(crate) callback_tries: u32,
     /// Base of links, without a slash at the end.
     pub(crate) base_url: String,
     /// A worker not heard of for so long does not count.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     StoreError,
-    deliveries::{AttemptView, DeliveryState},
+    deliveries::DeliveryState,
     sql::{self, get_u32, get_u64},
 };
 
@@ -303,33 +303,4 @@ pub async fn count<C: ConnectionTrait>(
     )
     .await?;
     get_u64(&row.ok_or(StoreError::corrupt("count"))?, 0, "count")
-}
-
-/// The failed tries of one delivery, in order. The caller has made sure that it is the asker's.
-///
-/// # Errors
-/// The database's, and a corrupt row.
-pub async fn tries_of<C: ConnectionTrait>(conn: &C, of: &Place) -> Result<Vec<AttemptView>, StoreError> {
-    let rows = sql::query(
-        conn,
-        "SELECT n, at_ms, duration_ms, status, error, address, response FROM delivery_attempts \
-         WHERE owner_id = $1 AND seq = $2 AND target = $3 ORDER BY n",
-        [sql::id(of.owner.as_bytes()), sql::int(of.seq), sql::int(of.target)],
-    )
-    .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(AttemptView {
-                seq: of.seq,
-                target: of.target,
-                n: get_u32(row, 0, "delivery_attempts.n")?,
-                at_ms: row.try_get_by_index(1)?,
-                duration_ms: get_u64(row, 2, "delivery_attempts.duration_ms")?,
-                status: row.try_get_by_index::<Option<i64>>(3)?.and_then(|n| u16::try_from(n).ok()),
-                error: row.try_get_by_index(4)?,
-                address: row.try_get_by_index(5)?,
-                response: row.try_get_by_index(6)?,
-            })
-        })
-        .collect()
 }

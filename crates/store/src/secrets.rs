@@ -200,8 +200,12 @@ pub struct ProjectSecret {
     pub id: i64,
     /// The text as its owner knows it.
     pub secret: Redacted<String>,
+    /// The owner's name for it.
+    pub label: Option<String>,
     /// When it was added, Unix ms.
     pub created_at_ms: i64,
+    /// When it stops signing.
+    pub expires_at_ms: Option<i64>,
 }
 
 /// The live secrets of a project, newest first. All of them sign.
@@ -213,11 +217,12 @@ pub async fn live_secrets<C: ConnectionTrait>(
     key: &SecretKey,
     project: ProjectId,
 ) -> Result<Vec<ProjectSecret>, StoreError> {
+    let now = crate::writer::now_ms(conn).await?;
     let rows = sql::query(
         conn,
-        "SELECT id, secret_encrypted, created_at_ms FROM project_secrets \
-         WHERE project_id = $1 AND disabled_at_ms IS NULL ORDER BY id DESC",
-        [Value::from(project.0)],
+        "SELECT id, secret_encrypted, created_at_ms, label, disabled_at_ms FROM project_secrets \
+         WHERE project_id = $1 AND (disabled_at_ms IS NULL OR disabled_at_ms > $2) ORDER BY id DESC",
+        [Value::from(project.0), Value::from(now)],
     )
     .await?;
     rows.iter()
@@ -230,6 +235,8 @@ pub async fn live_secrets<C: ConnectionTrait>(
                 id: row.try_get_by_index(0)?,
                 secret: Redacted::new(secret),
                 created_at_ms: row.try_get_by_index(2)?,
+                label: row.try_get_by_index(3)?,
+                expires_at_ms: row.try_get_by_index(4)?,
             })
         })
         .collect()

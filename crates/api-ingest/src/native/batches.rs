@@ -11,7 +11,11 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ringback_contracts::v1;
-use ringback_domain::{BatchId, batch::BatchStatus, webhook::body::Part};
+use ringback_domain::{
+    BatchId, JobStatus,
+    batch::BatchStatus,
+    webhook::{body::Part, runflow_body},
+};
 use ringback_service_runtime::{config::BatchTemplate, json::check_text};
 use ringback_store::{
     auth::ScopeSet,
@@ -51,6 +55,9 @@ const RESULT_PAGE: u32 = 20;
 struct RawBatch<'a> {
     #[serde(borrow)]
     endpoint: Option<&'a RawValue>,
+    /// `owner/model`: Runflow's way to name an endpoint; the batch's one body is Runflow's then.
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
     #[serde(borrow)]
     items: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -112,8 +119,20 @@ pub(crate) async fn post(State(api): State<Arc<Api>>, request: Request) -> Resul
     let body = read_body(&head.headers, body, limit).await?;
     let (raw, items) =
         if is_json_lines(&head.headers) { parse_lines(&api, &body)? } else { parse_json(&api, &body)? };
-    let name = raw.endpoint.ok_or_else(|| ApiError::field("/endpoint", "is missing: name an endpoint"))?;
-    let endpoint = api.catalog.find(who.project, &text_member("/endpoint", name)?)?;
+    let endpoint = match (raw.endpoint, raw.model) {
+        (Some(name), None) => api.catalog.find(who.project, &text_member("/endpoint", name)?)?,
+        (None, Some(model)) => api.catalog.find_model(who.project, &text_member("/model", model)?)?,
+        (Some(_), Some(_)) => {
+            return Err(ApiError::field("/model", "and `endpoint` name the same thing: give one").into());
+        }
+        (None, None) => {
+            return Err(ApiError::field(
+                "/endpoint",
+                "is missing: name an endpoint, or its alias as `model`",
+            )
+            .into());
+        }
+    };
     let call = Call { headers: &head.headers, body: &body, inputs: &body, template: None };
     let accepted = accept(&api, &who, endpoint, call, &raw, items).await?;
     let row = find(&api, &who, &accepted.id.to_string()).await?;
@@ -245,6 +264,7 @@ async fn accept(
         total,
         cancel_rest,
         callback_url,
+        callback_runflow: raw.model.is_some(),
         template: template.map(str::to_owned),
         metadata: raw.metadata.map(|m| m.get().as_bytes().to_vec()),
         request_hash: key.as_ref().map(|_| request_hash(endpoint, body)),
@@ -257,7 +277,7 @@ async fn accept(
 }
 
 /// A batch of the asker's project that was opened.
-async fn find(api: &Api, who: &Principal, id: &str) -> Result<BatchRow, ApiError> {
+pub(crate) async fn find(api: &Api, who: &Principal, id: &str) -> Result<BatchRow, ApiError> {
     let absent = || {
         ApiError::not_found(
             "batch not found: this project has no batch with this id, or its retention time is over",
@@ -288,6 +308,13 @@ fn batch_json(api: &Api, row: &BatchRow) -> Value {
     if let Some(url) = result_url(api, row) {
         shown["result_url"] = url.into();
     }
+    // Runflow's names for the same facts.
+    shown["id"] = row.id.to_string().into();
+    shown["status_code"] = runflow_body::batch_status(row.status, &row.counts).into();
+    shown["items_total"] = row.counts.total.into();
+    shown["items_succeeded"] = row.counts.completed.into();
+    shown["items_failed"] = row.counts.failed.into();
+    shown["items_cancelled"] = row.counts.cancelled.into();
     if let Some(metadata) = row.metadata.as_deref().and_then(|m| serde_json::from_slice::<Value>(m).ok()) {
         shown["metadata"] = metadata;
     }
@@ -324,7 +351,10 @@ fn item_json(item: &BatchItem) -> Value {
     let ended = item.status.is_terminal();
     json!({
         "index": item.index,
+        "sequence_index": item.index,
         "job_id": item.job.to_string(),
+        "run_id": item.job.to_string(),
+        "status_code": runflow_body::run_status(item.status),
         "client_ref": item.client_ref,
         "status": item.status.as_str(),
         "delay_time_ms": ended.then_some(item.delay_ms),
@@ -360,7 +390,33 @@ pub(crate) async fn results(
             row.counts.total
         )))?;
     }
-    let (blobs, batch) = (api.blobs.clone(), row.id);
+    Ok(item_lines(&api, row.id, Lines::All))
+}
+
+/// Which items of a batch a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// All.
+    All,
+    /// Those that completed.
+    Completed,
+    /// Those that did not.
+    Others,
+}
+
+impl Lines {
+    fn has(self, item: &BatchItem) -> bool {
+        match self {
+            Self::All => true,
+            Self::Completed => item.status == JobStatus::Completed,
+            Self::Others => item.status != JobStatus::Completed,
+        }
+    }
+}
+
+/// JSON lines of a batch's items, in order, read page by page while they are sent.
+pub(crate) fn item_lines(api: &Arc<Api>, batch: BatchId, lines: Lines) -> Response {
+    let (api, blobs) = (Arc::clone(api), api.blobs.clone());
     let pages = stream::try_unfold(Some(0), move |from| {
         let api = Arc::clone(&api);
         async move {
@@ -368,13 +424,14 @@ pub(crate) async fn results(
             let items = batch_items(api.store.read(), batch, from, RESULT_PAGE, true).await?;
             let next =
                 if items.len() < RESULT_PAGE as usize { None } else { items.last().map(|i| i.index + 1) };
-            Ok(Some((items.into_iter().flat_map(result_line).collect::<Vec<Part>>(), next)))
+            let shown = items.into_iter().filter(|item| lines.has(item)).flat_map(result_line);
+            Ok(Some((shown.collect::<Vec<Part>>(), next)))
         }
     });
     let lines = pages.map_ok(move |parts| pieces(blobs.clone(), parts).map_err(Broken::from)).try_flatten();
     let mut response = Response::new(Body::from_stream(lines.boxed()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    Ok(response)
+    response
 }
 
 /// A result file that broke off in the middle.

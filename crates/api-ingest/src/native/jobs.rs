@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// A job by its public id, if the asker's project owns it.
-async fn find(api: &Api, who: &Principal, id: &str) -> Result<JobRow, ApiError> {
+pub(crate) async fn find(api: &Api, who: &Principal, id: &str) -> Result<JobRow, ApiError> {
     let absent = || {
         ApiError::not_found(
             "job not found: this project has no job with this id, or its retention time is over",
@@ -237,7 +237,8 @@ pub(crate) async fn deliveries_json(
         .collect())
 }
 
-fn attempt_json(t: &AttemptView) -> serde_json::Value {
+/// A failed try.
+pub(super) fn attempt_json(t: &AttemptView) -> serde_json::Value {
     json!({
         "n": t.n,
         "at": rfc3339(t.at_ms),

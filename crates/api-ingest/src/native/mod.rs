@@ -1,10 +1,20 @@
 //! `/v1`: Ringback's own routes. Errors are RFC 9457 problem+json with a pointer to each field.
 
+pub(crate) mod artifacts;
 pub(crate) mod batches;
+pub(crate) mod deliveries;
+mod delivery_filter;
 pub(crate) mod events;
+pub(crate) mod feed;
+pub(crate) mod files;
 pub(crate) mod job_view;
 pub(crate) mod jobs;
 pub(crate) mod project;
+pub(crate) mod replays;
+pub(crate) mod usage;
+pub(crate) mod webhook_fields;
+pub(crate) mod webhook_secrets;
+pub(crate) mod webhooks;
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Endpoints, workers and secrets of a project.
+//! Endpoints and workers of a project.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use ringback_store::{auth::ScopeSet, endpoint_counts, secrets::live_secrets};
+use ringback_store::{auth::ScopeSet, endpoint_counts};
 use serde_json::json;
 
 use crate::{
@@ -95,21 +95,4 @@ pub(crate) async fn workers(
         }
     }
     Ok(json_value(StatusCode::OK, &json!({"workers": all})))
-}
-
-/// `GET /v1/webhooks/default/secret`: the secrets that sign this project's job webhooks, newest first.
-pub(crate) async fn webhook_secret(
-    State(api): State<Arc<Api>>,
-    headers: HeaderMap,
-) -> Result<Response, NativeError> {
-    let who = api.auth.authorize(&headers, ScopeSet::ADMIN).await?;
-    let secrets = live_secrets(api.store.read(), &api.key, who.project).await?;
-    let all: Vec<_> = secrets
-        .iter()
-        .map(|s| json!({"secret": s.secret.expose(), "created_at": rfc3339(s.created_at_ms)}))
-        .collect();
-    Ok(json_value(
-        StatusCode::OK,
-        &json!({"secret": all.first().map(|s| s["secret"].clone()), "secrets": all}),
-    ))
 }

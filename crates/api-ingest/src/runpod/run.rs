@@ -41,7 +41,8 @@ pub(crate) async fn run(
     admit(&api, &who, 1)?;
     let limit = BodyLimit { max_bytes: api.limits.max_body_bytes, setting: "max_body_bytes" };
     let body = read_body(&head.headers, body, limit).await?;
-    let raw: RawJob<'_> = parse_object(&body, &api.rules)?;
+    // RunPod knows no `callback_url`: like every other unknown key it is ignored.
+    let raw = RawJob { callback_url: None, ..parse_object::<RawJob<'_>>(&body, &api.rules)? };
     let job = check_job(&raw, &api.rules)?;
     let origin = Origin { id: new_job_id(), sync: false, headers: &head.headers };
     let accepted = submit_one(&api, endpoint, &body, &job, &origin).await?;
@@ -62,7 +63,8 @@ pub(crate) async fn runsync(
     admit(&api, &who, 1)?;
     let limit = BodyLimit { max_bytes: api.limits.max_runsync_body_bytes, setting: "max_runsync_body_bytes" };
     let body = read_body(&head.headers, body, limit).await?;
-    let raw: RawJob<'_> = parse_object(&body, &api.rules)?;
+    // RunPod knows no `callback_url`: like every other unknown key it is ignored.
+    let raw = RawJob { callback_url: None, ..parse_object::<RawJob<'_>>(&body, &api.rules)? };
     let job = check_job(&raw, &api.rules)?;
     let id = new_job_id();
     // A place among the waiters first: a job that nobody can wait for is not made.

@@ -48,7 +48,7 @@ api_keys = [
   {{ name = "read", key = "{READ_ONLY}", scopes = ["read"] }},
 ]
 [projects.other]
-api_keys = [{{ name = "other", key = "{OTHER}" }}]
+api_keys = [{{ name = "other", key = "{OTHER}", scopes = ["admin"] }}]
 [[endpoints]]
 name = "echo"
 executor = {{ builtin = "echo" }}
