@@ -99,6 +99,7 @@ impl Intake {
             body,
             received_at_ms: now_ms(),
             again: false,
+            at_once: false,
         };
         self.accept(new).await
     }
@@ -199,6 +200,7 @@ fn new_event(key: String, event: &Event, body: Bytes, again: bool) -> NewEvent {
         body,
         received_at_ms: now_ms(),
         again,
+        at_once: matches!(event, Event::Artifact(_)),
     }
 }
 

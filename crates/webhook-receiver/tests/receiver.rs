@@ -4,12 +4,15 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ringback_domain::webhook::signature::{self, SigningKey};
 use ringback_test_support::wait::until;
+use ringback_webhook_receiver::Router;
 use serde_json::json;
 use support::{Options, Rig, SECRET, Source};
 
@@ -149,6 +152,80 @@ async fn an_orderly_end_waits_for_the_download_under_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_end_waits_for_copies_behind_the_answer_too() {
+    let rig = Rig::start(Options::default()).await;
+    let source = Source::start().await;
+    let body = json!({"event": "run.completed", "run_id": "r1", "output": [source.url("/gated")]});
+    assert_eq!(rig.post_runflow("/webhooks", &body).await.0, 200);
+    until("the download", support::SOON, || async { source.is_waiting().then_some(()) }).await;
+    rig.shutdown();
+    let dir = rig.dir();
+    let ended = tokio::spawn(rig.stop());
+    // The listener is closed first; the copy still goes on.
+    source.open_gate();
+    ended.await.unwrap();
+    assert_eq!(std::fs::read(dir.path().join("out/r1-1-gated")).unwrap(), b"RIFF gated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_of_the_next_attempt_is_fetched_while_the_last_ones_is_lost() {
+    let rig = Rig::start(Options::default()).await;
+    let (gone, source) = (Source::start().await, Source::start().await);
+    assert_eq!(rig.post("/artifacts", &gone.notice("job-1", "/error", "a.wav")).await.0, 502);
+    let (status, answer) = rig.post("/artifacts", &source.notice("job-1", "/file", "a.wav")).await;
+    assert_eq!((status, &answer["audioUrl"]), (200, &json!("/audio-outputs/a.wav")), "{answer}");
+    assert_eq!(rig.file("a.wav"), b"RIFF file");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_sent_again_is_tried_at_once_however_long_its_next_try_is_away() {
+    let rig = Rig::start(Options::default()).await;
+    let source = Source::start().await;
+    let notice = source.notice("job-1", "/error", "a.wav");
+    // The waits grow to 30 s, which no sender has; each copy makes a try of its own.
+    for copy in 1..=4 {
+        let answer = tokio::time::timeout(Duration::from_secs(20), rig.post("/artifacts", &notice)).await;
+        assert_eq!(answer.unwrap().0, 502, "copy {copy}");
+    }
+    assert!(source.downloads() >= 4, "{}", source.downloads());
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_artifact_event_is_answered_first_and_fetched_behind() {
+    let rig = Rig::start(Options { hosts: None, ..Options::default() }).await;
+    let source = Source::start().await;
+    let mut data = source.notice("job-1", "/gated", "speech.wav");
+    data["size_bytes"] = json!(10);
+    let event = json!({"id": "evt_1", "type": "artifact.ready", "created_at": "2026-11-21T12:00:00.250Z", "data": data});
+    assert_eq!(rig.post_signed("/webhooks", "m", &event).await, (200, json!({"received": true})));
+    source.open_gate();
+    rig.settled("job-1").await;
+    assert_eq!((rig.names(), source.confirmations().len()), (vec!["speech.wav".to_owned()], 1));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_of_ones_own_replaces_ours_and_may_panic_once() {
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&tries);
+    let router = Router::new().on("runpod.*", move |received| {
+        let counted = Arc::clone(&counted);
+        async move {
+            assert_eq!(received.attempts as usize, counted.fetch_add(1, Ordering::SeqCst));
+            assert!(received.attempts > 0, "a bug that goes away");
+            Ok(())
+        }
+    });
+    let rig = Rig::start(Options { router, ..Options::default() }).await;
+    assert_eq!(rig.post("/webhooks", &json!({"id": "j", "status": "COMPLETED"})).await.0, 200);
+    rig.settled("j").await;
+    assert_eq!((tries.load(Ordering::SeqCst), rig.names()), (2, Vec::new()));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_confirmation_is_sent_again_without_a_second_download() {
     let rig = Rig::start(Options::default()).await;
     let source = Source::start().await;
@@ -156,6 +233,7 @@ async fn a_lost_confirmation_is_sent_again_without_a_second_download() {
     let (status, answer) = rig.post("/artifacts", &source.notice("job-1", "/file", "a.wav")).await;
     assert_eq!((status, &answer["success"]), (200, &json!(true)), "the file is here: {answer}");
     until("the confirmation", support::SOON, || async { source.confirmations().into_iter().next() }).await;
+    rig.settled("job-1").await;
     assert_eq!(source.downloads(), 1);
     // Sent again on purpose: the next attempt of a job may have made another file.
     rig.post("/artifacts", &source.notice("job-1", "/file", "a.wav")).await;

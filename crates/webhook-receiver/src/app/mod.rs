@@ -137,6 +137,8 @@ pub(crate) struct State {
     pub(crate) observer: Observer,
     pub(crate) public_prefix: String,
     pub(crate) public_url: String,
+    /// How long the sender of a file notice waits for its answer at most.
+    pub(crate) answer_within: Duration,
 }
 
 impl App {
@@ -164,9 +166,11 @@ impl App {
             folder,
             observer,
             public_prefix: config.public_prefix,
+            // A download and a confirmation.
+            answer_within: config.download_time + Limits::default().deadline,
             public_url: config.public_url.trim_end_matches('/').to_owned(),
         });
-        let grace = config.download_time + DRAIN_EXTRA;
+        let grace = config.download_time + Limits::default().deadline + DRAIN_EXTRA;
         Ok(Self { listener, local_addr, state, worker, grace, retention: config.retention })
     }
 

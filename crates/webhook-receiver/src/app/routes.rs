@@ -140,8 +140,14 @@ async fn fetched(state: &State, hook: Verified<Event>, job_id: &str) -> Result<R
     let taken = state.intake.take(&proof, &event, body).await?;
     let journal = state.intake.journal();
     if taken.accepted != Accepted::Done {
-        // Ends with the try, or with this process: then the sender hears nothing and may ask again.
-        let _ = tried.await;
+        // Behind many others it may take longer than any sender waits; the notice is on disk in any case.
+        if tokio::time::timeout(state.answer_within, tried).await.is_err() {
+            return Ok(problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not_fetched_yet",
+                "the notice is stored and its file is not fetched yet; ask /received/ID or send it again",
+            ));
+        }
     }
     if let Some(file) = journal.file(&taken.key, 0).await? {
         let answer = json!({"success": true, "job_id": job_id, "audioUrl": url(state, &file.name)});

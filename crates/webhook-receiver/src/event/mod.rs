@@ -16,6 +16,9 @@ mod standard;
 use std::collections::BTreeMap;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
+use sha2::{Digest as _, Sha256};
+
+use crate::folder::hex;
 
 pub use callback::{ArtifactNotice, BatchCallback, RunflowCallback, RunpodJob};
 pub use standard::{
@@ -109,7 +112,12 @@ impl Event {
             Self::Runpod(job) => format!("job:{}:{}", job.id, job.status.as_str()),
             Self::Runflow(callback) => format!("{}:{}", callback.subject_key(), callback.event),
             Self::Batch(batch) => format!("batch:{}:{}", batch.batch_id, batch.status),
-            Self::Artifact(notice) => format!("artifact:{}:{}", notice.job_id, notice.filename),
+            Self::Artifact(notice) => {
+                // A job's next attempt may offer another file of the same name elsewhere: that is another notice.
+                let place = [notice.download_url.as_bytes(), notice.confirmation_url.as_bytes()].join(&0);
+                let place = hex(&Sha256::digest(place)[..8]);
+                format!("artifact:{}:{}:{place}", notice.job_id, notice.filename)
+            }
         }
     }
 

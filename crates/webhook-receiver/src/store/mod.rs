@@ -47,6 +47,8 @@ pub struct NewEvent {
     /// Do it again although it is done: the sender says so by sending it again (classic artefact notices, whose next
     /// attempt may bring another file under the same name).
     pub again: bool,
+    /// Its sender waits for the work: if it is here and waits for its next try, that try is now.
+    pub at_once: bool,
 }
 
 /// What became of an event that was handed over.

@@ -163,7 +163,13 @@ async fn put(tx: &DatabaseTransaction, event: &NewEvent, late: bool) -> Result<A
     };
     let state: i64 = row.try_get_by_index(0)?;
     let revive = match state {
-        PENDING => return Ok(Accepted::Waiting),
+        PENDING => {
+            if event.at_once {
+                let hurry = "UPDATE events SET due_at_ms = $2 WHERE key = $1 AND due_at_ms > $2";
+                run(tx, hurry, [event.key.as_str().into(), event.received_at_ms.into()]).await?;
+            }
+            return Ok(Accepted::Waiting);
+        }
         DONE if !event.again => return Ok(Accepted::Done),
         DONE => Accepted::New,
         _ => Accepted::Revived,

@@ -32,11 +32,17 @@ pub(crate) struct Options {
     pub(crate) hosts: Option<&'static str>,
     pub(crate) download_time: Duration,
     pub(crate) max_file_bytes: u64,
+    pub(crate) router: Router,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hosts: Some("127.0.0.0/8"), download_time: Duration::from_secs(60), max_file_bytes: 1 << 20 }
+        Self {
+            hosts: Some("127.0.0.0/8"),
+            download_time: Duration::from_secs(60),
+            max_file_bytes: 1 << 20,
+            router: Router::new(),
+        }
     }
 }
 
@@ -70,7 +76,7 @@ impl Rig {
         let steps: Arc<Mutex<String>> = Arc::default();
         let told = Arc::clone(&steps);
         let observer = Observer::new(move |step| told.lock().unwrap().push_str(&format!("{step:?}\n")));
-        let app = App::build(config, Router::new(), observer).await.unwrap();
+        let app = App::build(config, options.router, observer).await.unwrap();
         let client = Client::new(&format!("http://{}", app.local_addr()), "");
         let shutdown = Shutdown::new();
         let end = shutdown.clone();

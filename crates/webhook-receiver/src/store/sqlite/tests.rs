@@ -9,6 +9,7 @@ fn event(key: &str, body: &'static str) -> NewEvent {
         body: Bytes::from_static(body.as_bytes()),
         received_at_ms: 1_000,
         again: false,
+        at_once: false,
     }
 }
 
@@ -42,9 +43,17 @@ async fn an_event_is_worked_off_once_and_its_key_is_remembered() {
     assert_eq!(journal.load("a").await.unwrap().unwrap().attempts, 1);
     journal.settle("a", Settled::Done, 3_001).await.unwrap();
     assert!(journal.load("a").await.unwrap().is_none());
+    journal.accept(event("b", "{}")).await.unwrap();
+    journal.settle("b", Settled::Again { due_at_ms: 9_000, error: "later".into() }, 1_001).await.unwrap();
+    assert_eq!(journal.accept(event("b", "{}")).await.unwrap(), Accepted::Waiting);
+    assert_eq!(journal.next_due(0).await.unwrap(), Some(9_000));
+    let now = NewEvent { at_once: true, ..event("b", "{}") };
+    assert_eq!(journal.accept(now).await.unwrap(), Accepted::Waiting);
+    assert_eq!(journal.due(1_000, 10).await.unwrap(), ["b"]);
+    journal.settle("b", Settled::Done, 3_001).await.unwrap();
     assert_eq!(journal.accept(event("a", "{}")).await.unwrap(), Accepted::Done);
     assert_eq!(journal.next_due(0).await.unwrap(), None);
-    assert_eq!(journal.counts().await.unwrap(), Counts { done: 1, ..Counts::default() });
+    assert_eq!(journal.counts().await.unwrap(), Counts { done: 2, ..Counts::default() });
 }
 
 #[tokio::test]
