@@ -10,11 +10,15 @@ use ringback_service_runtime::{
     config::ReconcilerConfig,
     fault,
 };
-use ringback_store::{Store, StoreError, batches_fold::BatchEnv, observer::Observer};
+use ringback_store::{
+    Store, StoreError, Urgency, batches_fold::BatchEnv, observer::Observer, retention::forget_trash,
+};
 use v1::{command::Command, command_reply::Reply};
 
 /// How long the tracker may take for one command.
 const COMMAND_WITHIN: Duration = Duration::from_secs(10);
+/// Blobs of one listing.
+const LIST_BLOBS: usize = 1_000;
 
 /// Why a pass ended early. The next one does the rest.
 #[derive(Debug, thiserror::Error)]
@@ -69,16 +73,44 @@ impl Context {
         }
     }
 
-    /// Deletes blobs that no row names any more. One that stays costs disk space, nothing else.
-    pub(crate) async fn delete_blobs(&self, keys: Vec<String>) {
+    /// Deletes blobs that no row names any more, and then their rows in the trash. What stays is found there later.
+    /// Answers how many keys are done with.
+    pub(crate) async fn delete_blobs(&self, keys: Vec<String>) -> Result<u64, PassError> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        fault::point("reconciler.blobs.before");
+        let mut gone = Vec::with_capacity(keys.len());
         for key in keys {
-            let deleted = match BlobKey::new(key) {
-                Ok(key) => self.blobs.delete(&key).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = deleted {
-                metrics::counter!("ringback_reconciler_blobs_left_total").increment(1);
-                tracing::warn!(%error, "a blob of a removed job was not deleted");
+            match self.delete_blob(&key).await {
+                Ok(()) => gone.push(key),
+                Err(error) => {
+                    metrics::counter!("ringback_reconciler_blobs_left_total").increment(1);
+                    tracing::warn!(%error, "a blob of a removed job was not deleted");
+                }
+            }
+        }
+        fault::point("reconciler.blobs.after");
+        let forgotten = self
+            .store
+            .write(Urgency::Lazy, move |tx| {
+                let gone = gone.clone();
+                Box::pin(async move { forget_trash(tx, &gone).await })
+            })
+            .await?;
+        Ok(forgotten)
+    }
+
+    async fn delete_blob(&self, key: &str) -> Result<(), BlobError> {
+        let Some(folder) = key.strip_suffix('/') else { return self.blobs.delete(&BlobKey::new(key)?).await };
+        let folder = BlobKey::new(folder)?;
+        loop {
+            let found = self.blobs.list(&folder, LIST_BLOBS).await?;
+            for blob in &found {
+                self.blobs.delete(&blob.key).await?;
+            }
+            if found.len() < LIST_BLOBS {
+                return Ok(());
             }
         }
     }

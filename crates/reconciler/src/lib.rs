@@ -21,10 +21,10 @@ use tokio::{
 
 pub use context::PassError;
 pub use passes::{
-    artifacts::Report as ArtifactsReport, batches::Report as BatchesReport, counters::Report as CountersReport,
-    deliveries::Report as DeliveriesReport, due::Report as DueReport, identity::Report as IdentityReport,
-    orphans::Report as OrphansReport, retention::Report as RetentionReport, streams::Report as StreamsReport,
-    workers::Report as WorkersReport,
+    artifacts::Report as ArtifactsReport, batches::Report as BatchesReport,
+    counters::Report as CountersReport, deliveries::Report as DeliveriesReport, due::Report as DueReport,
+    identity::Report as IdentityReport, orphans::Report as OrphansReport,
+    retention::Report as RetentionReport, streams::Report as StreamsReport, workers::Report as WorkersReport,
 };
 pub use process::serve;
 

@@ -21,7 +21,9 @@ use ringback_service_runtime::{
     time,
 };
 use ringback_store::{
-    Urgency, sql,
+    Urgency,
+    retention::purge_jobs,
+    sql,
     submit::{InputAt, Submit},
 };
 use ringback_test_support::{
@@ -297,6 +299,25 @@ async fn retention_takes_what_nobody_needs_and_keeps_the_books(rig: &mut Rig) {
     write(rig, "UPDATE deliveries SET ended_at_ms = $2 WHERE owner_id = $1", ids[1], 1).await;
     write(rig, "UPDATE jobs SET next_check_at_ms = $2 WHERE id = $1", ids[1], 1).await;
     assert_eq!(bench.app.retention().await.unwrap().jobs, 1);
+
+    // The process died after the commit: the trash remembers, and so it does what a lost attempt had stored.
+    let lost = BlobKey::new(format!("out/{}/1-1-00000000000000aa", ids[2].simple())).unwrap();
+    bench.blobs.put(&lost, "\"lost\"".into()).await.unwrap();
+    rig.execute("UPDATE jobs SET state = 5, last_attempt = 2, next_check_at_ms = 1 WHERE run = 2").await;
+    let retried = ids[2];
+    rig.execute("UPDATE deliveries SET state = 1 WHERE state = 0").await;
+    let purged = rig
+        .store
+        .write(Urgency::Now, move |tx| Box::pin(async move { purge_jobs(tx, &[retried]).await }))
+        .await
+        .unwrap();
+    assert_eq!(purged.jobs, 1);
+    assert_eq!(bench.app.retention().await.unwrap().blobs_left, 0, "whoever removed the job may be at it");
+    assert!(bench.blobs.size(&lost).await.is_ok());
+    rig.execute("UPDATE blob_trash SET added_at_ms = 1").await;
+    assert_eq!(bench.app.retention().await.unwrap().blobs_left, 2, "its outputs and its logs");
+    assert!(bench.blobs.size(&lost).await.is_err());
+    assert_eq!(rig.number("SELECT COUNT(*) FROM blob_trash").await, 0);
 
     // A batch goes after its jobs, and its jobs not before it has ended.
     let (_, jobs) = rig.batch(2, false).await;

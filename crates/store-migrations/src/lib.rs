@@ -17,6 +17,7 @@ impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         vec![
             Box::new(Step { name: "m0001_main_job", up: include_str!("../sql/m0001_main_job.sql") }),
+            Box::new(Step { name: "m0002_blob_trash", up: include_str!("../sql/m0002_blob_trash.sql") }),
             Box::new(Step {
                 name: "m0003_registered_webhooks",
                 up: include_str!("../sql/m0003_registered_webhooks.sql"),

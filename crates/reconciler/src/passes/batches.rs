@@ -75,7 +75,7 @@ async fn remove(context: &Context, batch: BatchId) -> Result<(), PassError> {
             .store
             .write(Urgency::Lazy, move |tx| Box::pin(remove_unopened(tx, batch, REMOVE_CHUNK)))
             .await?;
-        context.delete_blobs(purged.blobs).await;
+        context.delete_blobs(purged.blobs).await?;
         if gone {
             tracing::info!(batch_id = %batch, "a batch that was never opened is removed");
             return Ok(());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ringback_store::{
     Urgency,
-    retention::{Purged, ended_batches, ended_jobs, purge_batch, purge_delivery_attempts, purge_jobs},
+    retention::{Purged, ended_batches, ended_jobs, purge_batch, purge_delivery_attempts, purge_jobs, trash},
 };
 use serde::Serialize;
 
@@ -16,6 +16,9 @@ const JOBS_PER_CHUNK: u32 = 100;
 const CHUNKS_PER_PASS: u32 = 100;
 /// Between two chunks, so that a long purge takes no more than a part of the writer's time.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// A blob that should be gone for so long is left from a crash or a fault of the blob store.
+const LEFT_MS: u64 = 60_000;
 
 /// What the pass removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -30,6 +33,8 @@ pub struct Report {
     pub delivery_attempts: u64,
     /// Blobs.
     pub blobs: u64,
+    /// Blobs that an earlier pass had left.
+    pub blobs_left: u64,
     /// Jobs and batches that stay for deliveries which are pending or dead.
     pub postponed: u64,
 }
@@ -60,8 +65,8 @@ pub(crate) async fn run(context: &Context) -> Result<Report, PassError> {
                 })
                 .await?;
             report.add(&purged);
-            // After the commit: a crash in between leaves a blob behind, never a row without its blob.
-            context.delete_blobs(purged.blobs).await;
+            // After the commit: a crash in between leaves a blob in the trash, never a row without its blob.
+            context.delete_blobs(purged.blobs).await?;
         }
         if last {
             break;
@@ -69,6 +74,8 @@ pub(crate) async fn run(context: &Context) -> Result<Report, PassError> {
         tokio::time::sleep(PAUSE).await;
     }
     let now_ms = context.store.now_ms().await?;
+    let left = trash(context.store.read(), now_ms.saturating_sub_unsigned(LEFT_MS), limit).await?;
+    report.blobs_left = context.delete_blobs(left).await?;
     for batch in ended_batches(context.store.read(), now_ms, limit).await? {
         let purged = context.store.write(Urgency::Lazy, move |tx| Box::pin(purge_batch(tx, batch))).await?;
         report.add(&purged);
