@@ -41,3 +41,6 @@ CREATE TABLE progress_notices (
 ) {keyed};
 
 CREATE INDEX progress_notices_waiting ON progress_notices (told_at_ms) WHERE waiting > 0;
+
+-- Events that go on (job.progress, completion.streaming) are many and kept for a shorter time.
+CREATE INDEX events_passing ON events (created_at_ms) WHERE type IN (7, 21);

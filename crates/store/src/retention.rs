@@ -54,7 +54,7 @@ pub struct Purged {
     pub jobs: u64,
     /// Batches.
     pub batches: u64,
-    /// Events that were no transition.
+    /// Events that are no transition.
     pub events: u64,
     /// Deliveries they owed, by their own count.
     pub owed: i64,
@@ -353,6 +353,15 @@ pub async fn purge_batch(tx: &WriteTx, id: BatchId) -> Result<Purged, StoreError
     Ok(purged)
 }
 
+/// Which events a retention time is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// All.
+    All,
+    /// Those of work that goes on: progress and streamed text.
+    Passing,
+}
+
 /// Events older than `before_ms` that nobody waits for: none of their deliveries is pending, and none died within
 /// [`KEEP_DEAD_MS`]. The oldest first.
 ///
@@ -360,15 +369,23 @@ pub async fn purge_batch(tx: &WriteTx, id: BatchId) -> Result<Purged, StoreError
 /// The database's.
 pub async fn ended_events<C: ConnectionTrait>(
     conn: &C,
+    which: Events,
     before_ms: i64,
     now_ms: i64,
     limit: u32,
 ) -> Result<Vec<Uuid>, StoreError> {
+    // As the partial index says it.
+    let only = match which {
+        Events::All => "",
+        Events::Passing => "e.type IN (7, 21) AND ",
+    };
     let rows = sql::query(
         conn,
-        "SELECT id FROM events e WHERE e.created_at_ms < $1 AND NOT EXISTS (SELECT 1 FROM deliveries d \
-         WHERE d.owner_id = e.id AND (d.state = 0 OR (d.state = 2 AND d.ended_at_ms > $2))) \
-         ORDER BY e.created_at_ms LIMIT $3",
+        &format!(
+            "SELECT id FROM events e WHERE {only}e.created_at_ms < $1 AND NOT EXISTS (SELECT 1 FROM deliveries d \
+             WHERE d.owner_id = e.id AND (d.state = 0 OR (d.state = 2 AND d.ended_at_ms > $2))) \
+             ORDER BY e.created_at_ms LIMIT $3"
+        ),
         [Value::from(before_ms), Value::from(now_ms.saturating_sub(KEEP_DEAD_MS)), sql::int(limit)],
     )
     .await?;

@@ -14,7 +14,7 @@ use ringback_store::{
     Open, Store, StoreError, Urgency,
     books::{Books, Window, books_of, offenders},
     events::{Audience, NewEvent, emit},
-    retention::{ended_events, purge_events},
+    retention::{Events, ended_events, purge_events},
     sql,
     webhooks::{EventFacts, Registry, bump_registry},
 };
@@ -261,10 +261,10 @@ async fn events_go_when_nobody_waits_for_them(a: Store, _: Store) {
     // One delivered, one dead a moment ago, one pending.
     set(1, 1, now).await;
     set(2, 2, now).await;
-    assert_eq!(ended_events(a.read(), now - 1_000, now, 9).await.unwrap(), Vec::<Uuid>::new());
-    assert_eq!(ended_events(a.read(), now + 1_000, now, 9).await.unwrap(), [key(1)]);
+    assert_eq!(ended_events(a.read(), Events::All, now - 1_000, now, 9).await.unwrap(), Vec::<Uuid>::new());
+    assert_eq!(ended_events(a.read(), Events::All, now + 1_000, now, 9).await.unwrap(), [key(1)]);
     let later = now + ringback_store::retention::KEEP_DEAD_MS + 1;
-    assert_eq!(ended_events(a.read(), later, later, 9).await.unwrap(), [key(1), key(2)]);
+    assert_eq!(ended_events(a.read(), Events::All, later, later, 9).await.unwrap(), [key(1), key(2)]);
     // Judged again in the transaction: the pending one and the dead one stay, whoever asks.
     let purged = a
         .write(Urgency::Now, |tx| Box::pin(async move { purge_events(tx, &[key(1), key(2), key(3)]).await }))

@@ -195,6 +195,10 @@ section! {
         artifacts_interval_ms: u64 = 10_000,
         /// Orphan consumers and streams, in milliseconds.
         orphans_interval_ms: u64 = 300_000,
+        /// How long events that are no transition of a job or batch (artefacts, quotas, workers, ...) are kept with their deliveries, in milliseconds.
+        events_retention_ms: u64 = 2_592_000_000,
+        /// The same for events of work that goes on: job.progress and completion.streaming.
+        progress_retention_ms: u64 = 86_400_000,
         /// Rows one step of a pass touches before it yields.
         chunk_rows: u32 = 500,
     }
@@ -214,6 +218,12 @@ impl ReconcilerConfig {
             ("reconciler.orphans_interval_ms", self.orphans_interval_ms),
         ] {
             p.within(key, value, 50, 86_400_000);
+        }
+        for (key, value) in [
+            ("reconciler.events_retention_ms", self.events_retention_ms),
+            ("reconciler.progress_retention_ms", self.progress_retention_ms),
+        ] {
+            p.within(key, value, 1_000, 10 * 366 * 86_400_000);
         }
         p.within("reconciler.chunk_rows", u64::from(self.chunk_rows), 1, 10_000);
     }
