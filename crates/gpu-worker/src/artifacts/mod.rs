@@ -82,6 +82,9 @@ pub(crate) struct Work {
     pub(crate) limit: Instant,
 }
 
+/// A keeper, and what it tells.
+pub(crate) type WithNews = (Arc<Keeper>, mpsc::UnboundedReceiver<Kept>);
+
 /// Why a keeper cannot be made.
 pub(crate) type BuildError = String;
 
@@ -92,7 +95,7 @@ impl Keeper {
         endpoint: &EndpointConfig,
         shared: &Arc<Shared>,
         outbox: Option<Outbox>,
-    ) -> Result<Option<(Arc<Self>, mpsc::UnboundedReceiver<Kept>)>, BuildError> {
+    ) -> Result<Option<WithNews>, BuildError> {
         if !endpoint.artifacts.is_on() {
             return Ok(None);
         }
