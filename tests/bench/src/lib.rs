@@ -18,6 +18,7 @@ pub mod report;
 pub mod signature;
 pub mod stats;
 pub mod suite;
+pub mod webhooks;
 
 /// The name of this process in figures: generator and receiver together.
 pub const BENCH: &str = "bench";

@@ -152,7 +152,7 @@ fn check(key: &[u8], headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
 }
 
 /// The slot number in a body, found without parsing it.
-fn slot_number(body: &[u8]) -> Option<u64> {
+pub(crate) fn slot_number(body: &[u8]) -> Option<u64> {
     let at = memmem::find(body, b"\"bench_n\":")? + SLOT_KEY.len() + 3;
     let rest = body.get(at..)?;
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
