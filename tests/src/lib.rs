@@ -5,6 +5,8 @@
 // Panics of this crate are test failures, never user paths.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+pub mod receivers;
+
 use futures::future::join_all;
 use ringback_test_support::books::Accepted;
 use ringback_test_support::client::Client;

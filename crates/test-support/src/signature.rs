@@ -36,18 +36,28 @@ pub fn verify(secret: &str, headers: &HeaderMap, body: &[u8]) -> Result<(), Stri
     if age > 300 {
         return Err(format!("webhook-timestamp is {age} s away"));
     }
+    let expected = item(secret, id, timestamp, body)?;
+    if signature.split(' ').any(|one| one == expected) {
+        Ok(())
+    } else {
+        Err(format!("no signature fits: {signature}"))
+    }
+}
+
+/// The value of `webhook-signature` for a message.
+#[must_use]
+pub fn sign(secret: &str, id: &str, timestamp: &str, body: &[u8]) -> String {
+    item(secret, id, timestamp, body).expect("a secret in the form whsec_ + base64")
+}
+
+fn item(secret: &str, id: &str, timestamp: &str, body: &[u8]) -> Result<String, String> {
     let key = STANDARD
         .decode(secret.strip_prefix("whsec_").ok_or("the secret does not start with whsec_")?)
         .map_err(|error| format!("the secret is not base64: {error}"))?;
     let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("any length");
     mac.update(format!("{id}.{timestamp}.").as_bytes());
     mac.update(body);
-    let expected = format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()));
-    if signature.split(' ').any(|one| one == expected) {
-        Ok(())
-    } else {
-        Err(format!("no signature fits: {signature}"))
-    }
+    Ok(format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())))
 }
 
 #[cfg(test)]
