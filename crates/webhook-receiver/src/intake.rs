@@ -100,6 +100,7 @@ impl Intake {
             received_at_ms: now_ms(),
             again: false,
             at_once: false,
+            lane: String::new(),
         };
         self.accept(new).await
     }
@@ -201,6 +202,7 @@ fn new_event(key: String, event: &Event, body: Bytes, again: bool) -> NewEvent {
         received_at_ms: now_ms(),
         again,
         at_once: matches!(event, Event::Artifact(_)),
+        lane: event.lane(),
     }
 }
 

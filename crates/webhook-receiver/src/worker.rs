@@ -1,6 +1,6 @@
 //! The work behind the answer: what is on disk is handed to the router, again and again until it is settled.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,13 @@ use crate::event::Event;
 use crate::intake::{Intake, UNREADABLE, retry_after};
 use crate::observe::{Observer, Step};
 use crate::router::{Handled, HandlerError, Received, Router};
-use crate::store::{DueEvent, Settled};
+use crate::store::{Closed, DueEvent, Settled};
 
 /// Pause after the store failed.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Works events off, so many at a time.
+/// Works events off, so many at a time. Those that wait for hosts have their own places, and each host may take only a
+/// share of them: a host that drips costs the others nothing (P9).
 #[derive(Debug, Clone)]
 pub struct Worker {
     intake: Intake,
@@ -26,6 +27,9 @@ pub struct Worker {
     observer: Observer,
     at_once: usize,
 }
+
+/// What is under way: the lane of each event by its key.
+type Busy = HashMap<String, String>;
 
 impl Worker {
     /// A worker for what `intake` takes.
@@ -37,7 +41,7 @@ impl Worker {
     /// Works until the shutdown is triggered, then waits for what it has begun. What waits stays on disk.
     pub async fn run(self, shutdown: Shutdown) {
         let mut running: JoinSet<String> = JoinSet::new();
-        let mut busy: HashSet<String> = HashSet::new();
+        let mut busy = Busy::new();
         let work = std::sync::Arc::clone(self.intake.work());
         while !shutdown.is_triggered() {
             let pause = self.start_due(&mut running, &mut busy).await;
@@ -57,38 +61,74 @@ impl Worker {
     }
 
     /// Starts what is due as far as there is room; says how long until more is due.
-    async fn start_due(&self, running: &mut JoinSet<String>, busy: &mut HashSet<String>) -> Option<Duration> {
-        if busy.len() >= self.at_once {
-            return None;
-        }
+    async fn start_due(&self, running: &mut JoinSet<String>, busy: &mut Busy) -> Option<Duration> {
         let now = now_ms();
         let journal = self.intake.journal();
         // Those under way are due as well, so there may be that many more.
-        let limit = u32::try_from(self.at_once + busy.len()).unwrap_or(u32::MAX);
-        let asked = async {
-            let due = journal.due(now, limit).await?;
-            Ok::<_, crate::store::StoreError>((due, journal.next_due(now).await?))
-        };
-        let (due, next) = match asked.await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::error!(%error, "what is to be worked off cannot be read");
-                return Some(STORE_PAUSE);
+        let limit = u32::try_from(2 * self.at_once + busy.len()).unwrap_or(u32::MAX);
+        loop {
+            let closed = self.closed(busy);
+            if closed.all_hosts && closed.no_host {
+                return None;
             }
-        };
-        for key in due {
-            if busy.len() >= self.at_once {
-                break;
-            }
-            if busy.insert(key.clone()) {
+            let asked = async {
+                let due = journal.due(now, limit, &closed).await?;
+                Ok::<_, crate::store::StoreError>((due, journal.next_due(now).await?))
+            };
+            let (due, next) = match asked.await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::error!(%error, "what is to be worked off cannot be read");
+                    return Some(STORE_PAUSE);
+                }
+            };
+            let mut passed_over = false;
+            for (key, lane) in due {
+                if busy.contains_key(&key) {
+                    continue;
+                }
+                if !self.has_room(busy, &lane) {
+                    passed_over = true;
+                    continue;
+                }
+                busy.insert(key.clone(), lane);
                 let worker = self.clone();
                 running.spawn(async move {
                     worker.work_off(&key).await;
                     key
                 });
             }
+            // A lane that filled up just now may have hidden others behind the limit.
+            if !passed_over || self.closed(busy) == closed {
+                return next.map(|at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
+            }
         }
-        next.map(|at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)))
+    }
+
+    /// Places of one host among those of all hosts.
+    fn per_host(&self) -> usize {
+        (self.at_once / 4).max(1)
+    }
+
+    fn has_room(&self, busy: &Busy, lane: &str) -> bool {
+        if lane.is_empty() {
+            return busy.values().filter(|lane| lane.is_empty()).count() < self.at_once;
+        }
+        let hosts = busy.values().filter(|lane| !lane.is_empty()).count();
+        hosts < self.at_once && busy.values().filter(|other| *other == lane).count() < self.per_host()
+    }
+
+    fn closed(&self, busy: &Busy) -> Closed {
+        let mut hosts: Vec<String> =
+            busy.values().filter(|lane| !lane.is_empty() && !self.has_room(busy, lane)).cloned().collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let with_host = busy.values().filter(|lane| !lane.is_empty()).count();
+        Closed {
+            all_hosts: with_host >= self.at_once,
+            no_host: busy.len() - with_host >= self.at_once,
+            hosts,
+        }
     }
 
     async fn work_off(&self, key: &str) {

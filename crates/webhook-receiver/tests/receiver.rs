@@ -193,6 +193,27 @@ async fn a_notice_sent_again_is_tried_at_once_however_long_its_next_try_is_away(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_never_answers_holds_up_nobody_else() {
+    let rig = Rig::start(Options::default()).await;
+    let (dead, good) = (Source::start().await, Source::start().await);
+    for n in 0..60 {
+        let body =
+            json!({"event": "run.completed", "run_id": format!("dead-{n}"), "output": [dead.url("/silent")]});
+        assert_eq!(rig.post_runflow("/webhooks", &body).await.0, 200);
+    }
+    until("the dead host's share to be taken", support::SOON, || async {
+        (dead.downloads() >= 4).then_some(())
+    })
+    .await;
+    let (status, answer) = rig.post("/artifacts", &good.notice("job-1", "/file", "a.wav")).await;
+    assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
+    assert_eq!(rig.post("/webhooks", &json!({"id": "j-2", "status": "FAILED", "error": "x"})).await.0, 200);
+    rig.settled("j-2").await;
+    assert_eq!(dead.downloads(), 4, "a quarter of the places");
+    rig.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_signed_artifact_event_is_answered_first_and_fetched_behind() {
     let rig = Rig::start(Options { hosts: None, ..Options::default() }).await;
     let source = Source::start().await;

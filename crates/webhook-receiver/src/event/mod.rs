@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use sha2::{Digest as _, Sha256};
+use url::Url;
 
 use crate::folder::hex;
 
@@ -153,6 +154,25 @@ impl Event {
             }
             Self::Runpod(_) | Self::Batch(_) | Self::Artifact(_) => None,
         }
+    }
+
+    /// The host that the work waits for, empty if it waits for none: a slow host must not hold up the others (P9).
+    #[must_use]
+    pub fn lane(&self) -> String {
+        let link = match self {
+            Self::Artifact(notice) => Some(notice.download_url.clone()),
+            Self::Runflow(callback) => callback.links(1).ok().and_then(|links| links.into_iter().next()),
+            Self::Standard(event) => match &event.data {
+                EventData::Artifact(data) => data.download_url.clone(),
+                _ => None,
+            },
+            Self::Runpod(_) | Self::Batch(_) => None,
+        };
+        let host = |link: String| {
+            let url = Url::parse(&link).ok()?;
+            Some(format!("{}:{}", url.host_str()?, url.port_or_known_default().unwrap_or(0)))
+        };
+        link.and_then(host).unwrap_or_default()
     }
 
     /// The names of the payload's fields, for logs: never their values.

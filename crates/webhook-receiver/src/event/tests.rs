@@ -196,6 +196,22 @@ proptest::proptest! {
     }
 }
 
+#[test]
+fn work_is_told_apart_by_the_host_that_it_waits_for() {
+    let notice = json!({"job_id": "j", "download_url": "http://pod-7:8000/a", "confirmation_url": "x", "filename": "f"});
+    let run = json!({"event": "run.completed", "run_id": "r", "output": ["https://cdn.test/1", "https://other.test/2"]});
+    let ready = event("artifact.ready", &json!({"job_id": "j", "download_url": "https://Store.test/x"}));
+    for (body, lane) in [
+        (notice, "pod-7:8000"),
+        (run, "cdn.test:443"),
+        (ready, "store.test:443"),
+        (json!({"id": "j", "status": "COMPLETED", "output": "https://cdn.test/1"}), ""),
+        (json!({"job_id": "j", "download_url": "nonsense", "confirmation_url": "x", "filename": "f"}), ""),
+    ] {
+        assert_eq!(parse(&body).unwrap().lane(), lane, "{body}");
+    }
+}
+
 /// Every example of the catalogue that Ringback sends.
 #[test]
 fn what_ringback_sends_is_typed() {

@@ -49,7 +49,23 @@ pub struct NewEvent {
     pub again: bool,
     /// Its sender waits for the work: if it is here and waits for its next try, that try is now.
     pub at_once: bool,
+    /// The host that its work waits for, empty if it waits for none.
+    pub lane: String,
 }
+
+/// Lanes in which no more is started now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// All lanes that have a host.
+    pub all_hosts: bool,
+    /// The lane without a host.
+    pub no_host: bool,
+    /// Single hosts; at most [`MAX_CLOSED`] are looked at.
+    pub hosts: Vec<String>,
+}
+
+/// Most single hosts that are closed at a time.
+pub const MAX_CLOSED: usize = 8;
 
 /// What became of an event that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,8 +183,13 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Remembers an event. If it ends a tracked job, the wait is over in the same commit; a job whose end a poll has
     /// already brought makes its late webhook a duplicate.
     async fn accept(&self, event: NewEvent) -> Result<Accepted, StoreError>;
-    /// Keys of the events to work off now, oldest first.
-    async fn due(&self, now_ms: i64, limit: u32) -> Result<Vec<String>, StoreError>;
+    /// Keys and lanes of the events to work off now, oldest first, without those of closed lanes.
+    async fn due(
+        &self,
+        now_ms: i64,
+        limit: u32,
+        closed: &Closed,
+    ) -> Result<Vec<(String, String)>, StoreError>;
     /// An event that is still to be worked off.
     async fn load(&self, key: &str) -> Result<Option<DueEvent>, StoreError>;
     /// When the next event is due of those that are not due yet.

@@ -12,8 +12,8 @@ use sea_orm::{
 
 use super::writer::Writer;
 use super::{
-    Accepted, Counts, DueEvent, EventView, Journal, NewEvent, SavedFile, Settled, StoreError, TrackedEnd,
-    TrackedJob,
+    Accepted, Closed, Counts, DueEvent, EventView, Journal, MAX_CLOSED, NewEvent, SavedFile, Settled,
+    StoreError, TrackedEnd, TrackedJob,
 };
 
 /// The schema; each statement may be repeated. A later version adds statements.
@@ -23,7 +23,8 @@ const SCHEMA: [&str; 7] = [
     "CREATE TABLE IF NOT EXISTS events (
        key TEXT NOT NULL PRIMARY KEY, kind TEXT NOT NULL, subject TEXT, body BLOB,
        received_at_ms INTEGER NOT NULL, state INTEGER NOT NULL, attempts INTEGER NOT NULL,
-       due_at_ms INTEGER NOT NULL, settled_at_ms INTEGER, error TEXT, ends INTEGER NOT NULL) WITHOUT ROWID",
+       due_at_ms INTEGER NOT NULL, settled_at_ms INTEGER, error TEXT, ends INTEGER NOT NULL,
+       lane TEXT NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS events_due ON events (due_at_ms, received_at_ms) WHERE state = 0",
     "CREATE INDEX IF NOT EXISTS events_settled ON events (settled_at_ms) WHERE state <> 0",
     "CREATE INDEX IF NOT EXISTS events_subject ON events (subject, received_at_ms)",
@@ -132,7 +133,7 @@ async fn run(
     Ok(tx.execute_raw(sql(text, values)).await?.rows_affected())
 }
 
-fn insert_values(event: &NewEvent, state: i64) -> [Value; 8] {
+fn insert_values(event: &NewEvent, state: i64) -> [Value; 9] {
     [
         event.key.as_str().into(),
         event.kind.as_str().into(),
@@ -142,16 +143,17 @@ fn insert_values(event: &NewEvent, state: i64) -> [Value; 8] {
         state.into(),
         (state == DONE).then_some(event.received_at_ms).into(),
         i64::from(event.ended_job.is_some()).into(),
+        event.lane.as_str().into(),
     ]
 }
 
 const INSERT: &str = "INSERT INTO events
-    (key, kind, subject, body, received_at_ms, state, attempts, due_at_ms, settled_at_ms, ends)
-    VALUES ($1, $2, $3, CASE $6 WHEN 1 THEN NULL ELSE $4 END, $5, $6, 0, $5, $7, $8)";
+    (key, kind, subject, body, received_at_ms, state, attempts, due_at_ms, settled_at_ms, ends, lane)
+    VALUES ($1, $2, $3, CASE $6 WHEN 1 THEN NULL ELSE $4 END, $5, $6, 0, $5, $7, $8, $9)";
 
 const REVIVE: &str =
     "UPDATE events SET state = 0, attempts = 0, due_at_ms = $2, settled_at_ms = NULL, error = NULL,
-    body = $3, received_at_ms = $2 WHERE key = $1";
+    body = $3, received_at_ms = $2, lane = $4 WHERE key = $1";
 
 /// Inserts an event or says what is there. `late`: its job's end is known already.
 async fn put(tx: &DatabaseTransaction, event: &NewEvent, late: bool) -> Result<Accepted, DbErr> {
@@ -174,7 +176,12 @@ async fn put(tx: &DatabaseTransaction, event: &NewEvent, late: bool) -> Result<A
         DONE => Accepted::New,
         _ => Accepted::Revived,
     };
-    let values = [event.key.as_str().into(), event.received_at_ms.into(), event.body.to_vec().into()];
+    let values: [Value; 4] = [
+        event.key.as_str().into(),
+        event.received_at_ms.into(),
+        event.body.to_vec().into(),
+        event.lane.as_str().into(),
+    ];
     run(tx, REVIVE, values).await?;
     run(tx, "DELETE FROM files WHERE key = $1", [event.key.as_str().into()]).await?;
     Ok(revive)
@@ -201,14 +208,28 @@ impl Journal for SqliteJournal {
         self.writer.write(move |tx| Box::pin(async move { accept(tx, &event).await })).await
     }
 
-    async fn due(&self, now_ms: i64, limit: u32) -> Result<Vec<String>, StoreError> {
-        let text = "SELECT key FROM events WHERE state = 0 AND due_at_ms <= $1
+    async fn due(
+        &self,
+        now_ms: i64,
+        limit: u32,
+        closed: &Closed,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        let text = "SELECT key, lane FROM events WHERE state = 0 AND due_at_ms <= $1
+            AND ($3 = 0 OR lane = '') AND ($4 = 0 OR lane <> '')
+            AND lane NOT IN ($5, $6, $7, $8, $9, $10, $11, $12)
             ORDER BY due_at_ms, received_at_ms LIMIT $2";
-        let rows = self.all(text, [now_ms.into(), limit.into()]).await?;
-        rows.iter()
-            .map(|row| row.try_get_by_index(0))
-            .collect::<Result<_, DbErr>>()
-            .map_err(|error| self.failed(&error))
+        let mut values: Vec<Value> = vec![
+            now_ms.into(),
+            limit.into(),
+            i64::from(closed.all_hosts).into(),
+            i64::from(closed.no_host).into(),
+        ];
+        // Unused places hold what no lane is called.
+        let hosts = closed.hosts.iter().map(String::as_str).chain(std::iter::repeat("-"));
+        values.extend(hosts.take(MAX_CLOSED).map(Value::from));
+        let rows = self.all(text, values).await?;
+        let read = |row: &QueryResult| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?));
+        rows.iter().map(read).collect::<Result<_, DbErr>>().map_err(|error| self.failed(&error))
     }
 
     async fn load(&self, key: &str) -> Result<Option<DueEvent>, StoreError> {

@@ -180,6 +180,11 @@ impl Rig {
         .await;
     }
 
+    /// Ends it without waiting for anything.
+    pub(crate) fn abort(self) {
+        self.task.abort();
+    }
+
     pub(crate) fn shutdown(&self) {
         self.shutdown.trigger();
     }

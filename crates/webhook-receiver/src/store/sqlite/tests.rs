@@ -10,6 +10,7 @@ fn event(key: &str, body: &'static str) -> NewEvent {
         received_at_ms: 1_000,
         again: false,
         at_once: false,
+        lane: String::new(),
     }
 }
 
@@ -20,6 +21,11 @@ fn ending(key: &str, job: &str) -> NewEvent {
 
 fn job(id: &str) -> TrackedJob {
     TrackedJob { job_id: id.to_owned(), context: "tts".to_owned(), submitted_at_ms: 5, polls: 0 }
+}
+
+async fn keys(journal: &SqliteJournal, now_ms: i64, limit: u32) -> Vec<String> {
+    let due = journal.due(now_ms, limit, &Closed::default()).await.unwrap();
+    due.into_iter().map(|(key, _)| key).collect()
 }
 
 async fn journal() -> (tempfile::TempDir, SqliteJournal) {
@@ -34,8 +40,8 @@ async fn an_event_is_worked_off_once_and_its_key_is_remembered() {
     assert!(dir.path().join("a b%20?x=1#.db").exists());
     assert_eq!(journal.accept(event("a", "{\"n\":1}")).await.unwrap(), Accepted::New);
     assert_eq!(journal.accept(event("a", "{\"n\":1}")).await.unwrap(), Accepted::Waiting);
-    assert!(journal.due(999, 10).await.unwrap().is_empty());
-    assert_eq!(journal.due(1_000, 10).await.unwrap(), ["a"]);
+    assert!(keys(&journal, 999, 10).await.is_empty());
+    assert_eq!(keys(&journal, 1_000, 10).await, ["a"]);
     let due = journal.load("a").await.unwrap().unwrap();
     assert_eq!((due.body.as_ref(), due.attempts), (b"{\"n\":1}".as_slice(), 0));
     journal.settle("a", Settled::Again { due_at_ms: 3_000, error: "later".into() }, 1_001).await.unwrap();
@@ -49,7 +55,7 @@ async fn an_event_is_worked_off_once_and_its_key_is_remembered() {
     assert_eq!(journal.next_due(0).await.unwrap(), Some(9_000));
     let now = NewEvent { at_once: true, ..event("b", "{}") };
     assert_eq!(journal.accept(now).await.unwrap(), Accepted::Waiting);
-    assert_eq!(journal.due(1_000, 10).await.unwrap(), ["b"]);
+    assert_eq!(keys(&journal, 1_000, 10).await, ["b"]);
     journal.settle("b", Settled::Done, 3_001).await.unwrap();
     assert_eq!(journal.accept(event("a", "{}")).await.unwrap(), Accepted::Done);
     assert_eq!(journal.next_due(0).await.unwrap(), None);
@@ -86,7 +92,7 @@ async fn what_is_accepted_survives_the_process() {
     }
     // A second connection sees what is committed, whatever the first one does next.
     let other = SqliteJournal::open(&path).await.unwrap();
-    assert_eq!(other.due(i64::MAX, 100).await.unwrap().len(), 20);
+    assert_eq!(keys(&other, i64::MAX, 100).await.len(), 20);
 }
 
 #[tokio::test]
@@ -130,7 +136,7 @@ async fn a_webhook_ends_the_wait_and_a_poll_makes_its_webhook_late() {
     assert_eq!(journal.tracked_found("by-poll", ending("p2", "by-poll")).await.unwrap(), Accepted::New);
     assert_eq!(journal.accept(ending("m2", "by-poll")).await.unwrap(), Accepted::Done, "late");
     assert_eq!(journal.tracked_end("by-poll").await.unwrap(), Some(TrackedEnd::Poll));
-    let keys = journal.due(i64::MAX, 10).await.unwrap();
+    let keys = keys(&journal, i64::MAX, 10).await;
     assert_eq!(keys, ["m1", "p2"], "each end is worked off once");
     journal.accept(ending("m0", "quick")).await.unwrap();
     journal.track(job("quick"), 1).await.unwrap();
@@ -143,4 +149,23 @@ async fn a_webhook_ends_the_wait_and_a_poll_makes_its_webhook_late() {
     journal.tracked_give_up("lost", 2).await.unwrap();
     assert_eq!(journal.tracked_end("lost").await.unwrap(), Some(TrackedEnd::GivenUp));
     assert_eq!(journal.accept(ending("m3", "lost")).await.unwrap(), Accepted::New, "better late than never");
+}
+
+#[tokio::test]
+async fn closed_lanes_are_passed_over() {
+    let (_dir, journal) = journal().await;
+    for (key, lane) in [("a", "slow:443"), ("b", ""), ("c", "quick:443")] {
+        journal.accept(NewEvent { lane: lane.to_owned(), ..event(key, "{}") }).await.unwrap();
+    }
+    let due = |closed: Closed| {
+        let journal = journal.clone();
+        async move {
+            let due = journal.due(i64::MAX, 10, &closed).await.unwrap();
+            due.into_iter().map(|(key, _)| key).collect::<String>()
+        }
+    };
+    assert_eq!(due(Closed::default()).await, "abc");
+    assert_eq!(due(Closed { hosts: vec!["slow:443".to_owned()], ..Closed::default() }).await, "bc");
+    assert_eq!(due(Closed { all_hosts: true, ..Closed::default() }).await, "b");
+    assert_eq!(due(Closed { no_host: true, ..Closed::default() }).await, "ac");
 }
