@@ -19,7 +19,7 @@ use crate::{
         artifacts, batches, deliveries, events, feed, files, jobs, project, replays, usage, webhook_secrets,
         webhooks,
     },
-    runflow::{callbacks, runs, secrets as callback_secrets},
+    runflow::{callbacks, history, runs, secrets as callback_secrets},
     runpod::{control, queue, run, status, stream},
     state::Api,
 };
@@ -130,11 +130,13 @@ pub(crate) fn fixed() -> Routes {
         patch!(r, &one, webhooks::patch);
         delete!(r, &one, webhooks::delete);
     }
+    get!(r, "/v1/webhooks/event-types", webhooks::event_types);
     post!(r, "/v1/webhooks/{id}/enable", webhooks::enable);
     post!(r, "/v1/webhooks/{id}/test", webhooks::test);
     get!(r, "/v1/webhooks/{id}/secrets", webhook_secrets::list);
     post!(r, "/v1/webhooks/{id}/secrets", webhook_secrets::add);
     delete!(r, "/v1/webhooks/{id}/secrets/{secret}", webhook_secrets::remove);
+    get!(r, "/v1/webhooks/{id}/deliveries/{delivery}/attempts", history::attempts);
     get!(r, "/v1/deliveries", deliveries::list);
     get!(r, "/v1/deliveries/{id}", deliveries::get);
     get!(r, "/v1/deliveries/{id}/attempts", deliveries::attempts);

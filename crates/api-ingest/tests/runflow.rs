@@ -82,6 +82,18 @@ async fn a_run_ends_with_runflows_body(backend: Backend) {
         (&told["attempts"][0]["status_code"], &told["attempts"][0]["response_time_ms"]),
         (&json!(200), &json!(20))
     );
+    let delivery = told["id"].as_str().unwrap();
+    for path in [format!("any/deliveries/{delivery}"), "any/deliveries/any".to_owned()] {
+        let tries = api.get(&format!("/v1/webhooks/{path}/attempts")).await.expect(200);
+        let first = &tries["attempts"][0];
+        assert_eq!(
+            (&first["status_code"], &first["delivery_id"]),
+            (&json!(200), &json!(delivery)),
+            "{tries}"
+        );
+    }
+    let theirs = server.other().get(&format!("/v1/webhooks/any/deliveries/{delivery}/attempts")).await;
+    assert_eq!(theirs.status, 404);
     let made = api.post(&again, &json!({})).await.expect(202);
     assert_eq!((&made["run_id"], &made["is_automatic"]), (&json!(id), &json!(false)));
     assert_eq!(api.post(&again, &json!({})).await.status, 422, "a second one while the first runs");

@@ -220,6 +220,20 @@ async fn secrets_rotate_with_overlap_on_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_catalogue_has_a_schema_and_an_example_per_type() {
+    let Some(server) = Server::start(Backend::Sqlite, "", "").await else { return };
+    let all = server.read_only().get("/v1/webhooks/event-types").await.expect(200);
+    let types = all["event_types"].as_array().unwrap();
+    assert_eq!(types.len(), ringback_domain::event::EventType::ALL.len());
+    for t in types {
+        assert_eq!(t["type"], t["example"]["type"], "{t}");
+        assert!(t["schema"]["properties"]["data"].is_object() && t["description"].is_string(), "{t}");
+        let listens = json!({"url": null, "events": [t["type"]]});
+        server.api.post("/v1/webhooks", &listens).await.expect(201);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_test_goes_to_one_webhook_and_can_be_looked_up() {
     let Some(server) = Server::start(Backend::Sqlite, "", "").await else { return };
     let api = &server.api;

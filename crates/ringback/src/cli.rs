@@ -4,8 +4,9 @@ use crate::dev::args::DevArgs;
 use crate::services::migrate::MigrateArgs;
 use crate::services::serve::ServeArgs;
 use crate::verbs::{
-    batch::BatchArgs, cancel::CancelArgs, get::GetArgs, logs::LogsArgs, ls::LsArgs, purge::PurgeArgs,
-    receive::ReceiveArgs, retry::RetryArgs, submit::SubmitArgs, verify::VerifyArgs, watch::WatchArgs,
+    batch::BatchArgs, cancel::CancelArgs, deliveries::DeliveriesArgs, get::GetArgs, listen::ListenArgs,
+    logs::LogsArgs, ls::LsArgs, purge::PurgeArgs, receive::ReceiveArgs, replay::ReplayArgs, retry::RetryArgs,
+    submit::SubmitArgs, verify::VerifyArgs, watch::WatchArgs, webhook::WebhookArgs,
 };
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -64,6 +65,10 @@ pub(crate) enum Command {
     Cancel(CancelArgs),
     Retry(RetryArgs),
     Purge(PurgeArgs),
+    Webhook(WebhookArgs),
+    Deliveries(DeliveriesArgs),
+    Replay(ReplayArgs),
+    Listen(ListenArgs),
     Receive(ReceiveArgs),
     Verify(VerifyArgs),
     /// Print a completion script for a shell

@@ -59,6 +59,12 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         }
         Command::Retry(args) => verb(verbs::retry::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Purge(args) => verb(verbs::purge::run(&verbs::Context::new(&args.server, &output)?, &args)),
+        Command::Webhook(args) => verb(verbs::webhook::run(&output, &args)),
+        Command::Deliveries(args) => verb(verbs::deliveries::run(&output, &args)),
+        Command::Replay(args) => verb(verbs::replay::run(&output, &args)),
+        Command::Listen(args) => {
+            verb(verbs::listen::run(&verbs::Context::new(&args.server, &output)?, &args))
+        }
         Command::Receive(args) => services::runtime()?.block_on(verbs::receive::run(args, output)),
         Command::Verify(args) => verbs::verify::run(&args, &output),
         Command::Completion { shell } => {

@@ -1,45 +1,35 @@
-//! Deliveries by filter: for lists, for counts before a replay, and for the replay itself.
+//! Deliveries by filter: for lists and for the feed.
 //!
 //! Places in lists are `(position, owner, seq, target)`: the order of commits, which never changes.
 
 use ringback_domain::{ProjectId, webhook::message_id};
 use sea_orm::{ConnectionTrait, QueryResult, Value};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     StoreError,
     deliveries::DeliveryState,
-    sql::{self, get_u32, get_u64},
+    sql::{self, get_u32},
 };
 
-/// Which deliveries. Kept as JSON in `replays.filter`; what is absent does not matter.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// Which deliveries; what is absent does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeliveryFilter {
     /// Of this job, batch or event.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Uuid>,
     /// With this place among the transitions of its job.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u32>,
     /// To this target.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<u32>,
     /// Owed since then, Unix ms.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub from_ms: Option<i64>,
     /// Owed before then.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub to_ms: Option<i64>,
     /// Codes of events; empty = any.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<u32>,
     /// About jobs and batches of this endpoint.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<i64>,
     /// Codes of states; empty = any.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub states: Vec<u8>,
 }
 
@@ -280,27 +270,4 @@ pub async fn one<C: ConnectionTrait>(
     )
     .await?;
     row.as_ref().map(read).transpose()
-}
-
-/// How many deliveries up to `upto_position` a filter names.
-///
-/// # Errors
-/// The database's.
-pub async fn count<C: ConnectionTrait>(
-    conn: &C,
-    project: ProjectId,
-    filter: &DeliveryFilter,
-    upto_position: i64,
-) -> Result<u64, StoreError> {
-    let mut values = vec![Value::from(project.0), Value::from(upto_position)];
-    let condition = filter.condition(&mut values);
-    let row = sql::query_one(
-        conn,
-        &format!(
-            "SELECT COUNT(*) FROM deliveries d WHERE d.project_id = $1 AND d.position <= $2 AND {condition}"
-        ),
-        values,
-    )
-    .await?;
-    get_u64(&row.ok_or(StoreError::corrupt("count"))?, 0, "count")
 }

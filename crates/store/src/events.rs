@@ -8,6 +8,7 @@ use ringback_contracts::v1;
 use ringback_domain::{
     EndpointId, ProjectId, TimestampMs,
     event::{Candidates, event_id},
+    target::{FORMAT_RUNFLOW, WebhookFormat},
     webhook::{body::Body, envelope},
 };
 use sea_orm::Value;
@@ -94,6 +95,8 @@ pub async fn emit(
         created_at_ms: tx.now_ms(),
         traceparent: event.traceparent.unwrap_or_default().to_owned(),
         run: 1,
+        // A test of a Runflow receiver, whose verifier reads nothing but its own header.
+        format: if webhook.format == WebhookFormat::Runflow { FORMAT_RUNFLOW } else { 0 },
         ..v1::Delivery::default()
     };
     let id = event_id(event.id, SEQ);

@@ -14,6 +14,7 @@ use ringback_store::{
     auth::ScopeSet,
     deliveries::{DeliveryState, attempts_of, event_name},
     delivery_search::{Found, one, search},
+    replays::DeliveryKey,
     replays_api::{self, Redelivery},
     webhooks::crud,
 };
@@ -154,9 +155,10 @@ pub(crate) async fn attempts(
 pub(crate) async fn redeliver_one(
     api: &Api,
     who: &Principal,
-    of: (Uuid, u32, u32),
+    (owner, seq, target): (Uuid, u32, u32),
 ) -> Result<(Uuid, Redelivery), ApiError> {
     let (id, project) = (new_replay_id(), who.project);
+    let of = DeliveryKey { owner, seq, target };
     let done = api
         .store
         .write(Urgency::Now, move |tx| {

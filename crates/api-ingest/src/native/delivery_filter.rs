@@ -12,6 +12,7 @@ use ringback_store::{
     StoreError,
     deliveries::{DeliveryState, event_name},
     delivery_search::DeliveryFilter,
+    replays::ReplayFilter,
     webhooks::crud,
 };
 use serde_json::{Value, json};
@@ -29,7 +30,7 @@ pub(super) fn events_of(patterns: &[String], pointer: &str) -> Result<Vec<u32>, 
 }
 
 /// The target of a registered webhook of the project, whether it still exists or not.
-pub(super) async fn target_of(api: &Api, who: &Principal, webhook: &str) -> Result<u32, ApiError> {
+pub(crate) async fn target_of(api: &Api, who: &Principal, webhook: &str) -> Result<u32, ApiError> {
     let key = crud::key_of(api.store.read(), who.project, webhook).await?.ok_or_else(absent)?;
     let key = u32::try_from(key).map_err(|_| StoreError::corrupt("webhooks.id"))?;
     Ok(REGISTERED_TARGET_BASE.saturating_add(key))
@@ -44,7 +45,7 @@ pub(super) fn owner_of(text: &str) -> Option<Uuid> {
 }
 
 /// A `webhook-id` taken apart: owner, sequence and target.
-pub(super) fn parse_message_id(text: &str) -> Option<(Uuid, u32, u32)> {
+pub(crate) fn parse_message_id(text: &str) -> Option<(Uuid, u32, u32)> {
     let mut parts = text.strip_prefix("msg_")?.split('_');
     let owner = BatchId::parse_simple(parts.next()?).ok()?;
     let (seq, target) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -164,16 +165,15 @@ pub(super) async fn of_query(
 }
 
 /// The filter of a replay as a client wrote it.
-pub(super) fn shown(api: &Api, names: &HashMap<i64, String>, filter: &DeliveryFilter) -> Value {
-    if let (Some(owner), Some(seq), Some(target)) = (filter.owner, filter.seq, filter.target) {
-        return json!({"delivery": message_id(owner, u64::from(seq), target)});
+pub(super) fn shown(api: &Api, names: &HashMap<i64, String>, filter: &ReplayFilter) -> Value {
+    if let Some(key) = filter.delivery {
+        return json!({"delivery": message_id(key.owner, u64::from(key.seq), key.target)});
     }
     json!({
         "from": filter.from_ms.map(rfc3339),
         "to": filter.to_ms.map(rfc3339),
         "types": filter.events.iter().map(|code| event_name(*code)).collect::<Vec<_>>(),
-        "job": filter.owner.map(|owner| owner.hyphenated().to_string()),
-        "endpoint": filter.endpoint.map(|id| api.catalog.name_of(EndpointId(id)).to_string()),
+        "endpoint": filter.endpoint_id.map(|id| api.catalog.name_of(EndpointId(id)).to_string()),
         "webhook": filter.target.and_then(|t| webhook_name(names, t)),
         "states": filter.states.iter()
             .filter_map(|code| DeliveryState::from_code(i64::from(*code)))

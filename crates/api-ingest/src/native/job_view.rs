@@ -13,6 +13,7 @@ use ringback_store::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::artifacts;
 use crate::{error::ApiError, render::rfc3339, state::Api};
 
 pub(crate) fn time(ms: Option<i64>) -> Value {
@@ -102,6 +103,7 @@ pub(crate) async fn job_json(api: &Api, row: &JobRow) -> Result<Vec<u8>, ApiErro
     let owner = Uuid::from_bytes(*row.job.id.as_bytes());
     let counts = delivery_counts_of(conn, &[owner]).await?.remove(&owner).unwrap_or_default();
     let mut value = object(api, row, result.as_ref(), &counts);
+    value["artifacts"] = artifacts::of_job(api, row.project, row.job.id, row.job.run).await?.into();
     let output = result.and_then(|r| r.output);
     if let Some(StoredJson::Blob { size_bytes, .. }) = &output {
         value["output_bytes"] = (*size_bytes).into();

@@ -3,7 +3,7 @@
 pub(crate) mod artifacts;
 pub(crate) mod batches;
 pub(crate) mod deliveries;
-mod delivery_filter;
+pub(crate) mod delivery_filter;
 pub(crate) mod events;
 pub(crate) mod feed;
 pub(crate) mod files;

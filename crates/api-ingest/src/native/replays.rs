@@ -13,15 +13,15 @@ use ringback_store::{
     StoreError, Urgency,
     auth::ScopeSet,
     deliveries::DeliveryState,
-    delivery_search::{DeliveryFilter, count},
-    replays_api::{self, NewReplay, ReplayRow, ReplayState},
+    replays::{self, Replay, ReplayFilter, ReplayState},
+    replays_api::{self, NewReplay},
     webhooks::crud,
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{
-    delivery_filter::{events_of, moment, owner_of, shown, state_of, target_of},
+    delivery_filter::{events_of, moment, shown, state_of, target_of},
     limit_of, parameter,
     webhooks::object,
 };
@@ -36,8 +36,8 @@ const RATE_DEFAULT: u32 = 50;
 const RATE_MAX: u64 = 1_000;
 /// Replays of one project that run at once.
 const RUNNING_MAX: usize = 20;
-const KNOWN: [&str; 9] =
-    ["from", "to", "types", "endpoint", "webhook", "job", "states", "rate_per_second", "dry_run"];
+const KNOWN: [&str; 8] =
+    ["from", "to", "types", "endpoint", "webhook", "states", "rate_per_second", "dry_run"];
 
 /// A new replay's key.
 pub(super) fn new_replay_id() -> Uuid {
@@ -59,7 +59,7 @@ fn absent() -> ApiError {
     ApiError::not_found("replay not found: this project has no replay with this id")
 }
 
-fn replay_json(api: &Api, names: &HashMap<i64, String>, row: &ReplayRow) -> Value {
+fn replay_json(api: &Api, names: &HashMap<i64, String>, row: &Replay) -> Value {
     let progress = match (row.state, row.matched) {
         (ReplayState::Done, _) => 1.0,
         (_, 0) => 0.0,
@@ -71,7 +71,7 @@ fn replay_json(api: &Api, names: &HashMap<i64, String>, row: &ReplayRow) -> Valu
         "matched": row.matched,
         "queued": row.queued,
         "progress": progress,
-        "rate_per_second": if row.rate_per_second == 0 { Value::Null } else { row.rate_per_second.into() },
+        "rate_per_second": row.rate_per_second,
         "filter": shown(api, names, &row.filter),
         "created_at": rfc3339(row.created_at_ms),
         "updated_at": rfc3339(row.updated_at_ms),
@@ -92,7 +92,7 @@ async fn filter_of(
     api: &Api,
     who: &Principal,
     object: &Map<String, Value>,
-) -> Result<DeliveryFilter, ApiError> {
+) -> Result<ReplayFilter, ApiError> {
     if let Some(unknown) = object.keys().find(|name| !KNOWN.contains(&name.as_str())) {
         return Err(ApiError::field(
             format!("/{}", unknown.replace('~', "~0").replace('/', "~1")),
@@ -134,22 +134,15 @@ async fn filter_of(
     if states.is_empty() {
         states = vec![DeliveryState::Delivered.code(), DeliveryState::Dead.code()];
     }
-    Ok(DeliveryFilter {
-        owner: match text("job")? {
-            None => None,
-            Some(id) => {
-                let owner = owner_of(id);
-                Some(owner.ok_or_else(|| ApiError::field("/job", "must be the id of a job or batch"))?)
-            }
-        },
-        seq: None,
+    Ok(ReplayFilter {
+        delivery: None,
         target: match text("webhook")? {
             None => None,
             Some(id) => {
                 Some(target_of(api, who, id).await.map_err(|e| ApiError::field("/webhook", e.detail))?)
             }
         },
-        endpoint: match text("endpoint")? {
+        endpoint_id: match text("endpoint")? {
             None => None,
             Some(name) => {
                 let found = api.catalog.find(who.project, name);
@@ -186,13 +179,13 @@ pub(crate) async fn create(State(api): State<Arc<Api>>, request: Request) -> Res
     };
     // Counted outside of the write, which others share: in a large window it takes a while.
     let upto = replays_api::upto_now(api.store.read()).await?;
-    let matched = count(api.store.read(), who.project, &filter, upto).await?;
+    let matched = replays::count(api.store.read(), who.project, &filter).await?;
     let names = crud::names(api.store.read(), who.project).await?;
     if dry {
         let shown = json!({"dry_run": true, "matched": matched, "filter": shown(&api, &names, &filter)});
         return Ok(json_value(StatusCode::OK, &shown));
     }
-    if replays_api::count_running(api.store.read(), who.project).await? >= RUNNING_MAX {
+    if replays_api::running(api.store.read(), who.project).await?.len() >= RUNNING_MAX {
         return Err(ApiError::conflict(format!(
             "{RUNNING_MAX} replays of this project run already; wait for one of them, or cancel it"
         ))
@@ -219,7 +212,7 @@ pub(crate) async fn create(State(api): State<Arc<Api>>, request: Request) -> Res
         Ok(_) | Err(StoreError::CommitUnknown { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let row = replays_api::get(api.store.read(), who.project, id)
+    let row = replays::get(api.store.read(), who.project, id)
         .await?
         .ok_or_else(|| ApiError::unavailable("the replay was not committed; try again"))?;
     api.bus.announce_replays().await;
@@ -235,7 +228,7 @@ pub(crate) async fn list(
     let who = api.auth.authorize(&headers, ScopeSet::READ).await?;
     let limit = limit_of(&query)?;
     let before = parameter(&query, "cursor", "the next_cursor of a former page", parse_id)?;
-    let rows = replays_api::list(api.store.read(), who.project, before, limit).await?;
+    let rows = replays_api::page(api.store.read(), who.project, before, limit).await?;
     let names = crud::names(api.store.read(), who.project).await?;
     let next = if rows.len() == limit as usize { rows.last().map(|row| public_id(row.id)) } else { None };
     let all: Vec<Value> = rows.iter().map(|row| replay_json(&api, &names, row)).collect();
@@ -250,7 +243,7 @@ pub(crate) async fn get(
 ) -> Result<Response, NativeError> {
     let who = api.auth.authorize(&headers, ScopeSet::READ).await?;
     let id = parse_id(&id).ok_or_else(absent)?;
-    let row = replays_api::get(api.store.read(), who.project, id).await?.ok_or_else(absent)?;
+    let row = replays::get(api.store.read(), who.project, id).await?.ok_or_else(absent)?;
     let names = crud::names(api.store.read(), who.project).await?;
     Ok(json_value(StatusCode::OK, &replay_json(&api, &names, &row)))
 }
@@ -264,11 +257,11 @@ pub(crate) async fn cancel(
     let who = api.auth.authorize(&headers, ScopeSet::SUBMIT).await?;
     let id = parse_id(&id).ok_or_else(absent)?;
     let project = who.project;
-    let row = api
-        .store
-        .write(Urgency::Now, move |tx| Box::pin(async move { replays_api::cancel(tx, project, id).await }))
-        .await?
-        .ok_or_else(absent)?;
+    api.store
+        .write(Urgency::Now, move |tx| Box::pin(async move { replays::cancel(tx, project, id).await }))
+        .await?;
+    // One that had ended stays as it was.
+    let row = replays::get(api.store.read(), who.project, id).await?.ok_or_else(absent)?;
     api.bus.announce_replays().await;
     let names = crud::names(api.store.read(), who.project).await?;
     Ok(json_value(StatusCode::OK, &replay_json(&api, &names, &row)))

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use axum::http::{HeaderName, HeaderValue};
 use ringback_domain::{
-    event::Filter,
+    event::{EventType, Filter},
     target::WebhookFormat,
     webhook::{response::Profile, schedule::RetryPolicy, url::check_url},
 };
 use ringback_service_runtime::{REDACTED, Redacted, json::check_text};
+use ringback_store::webhooks::registry::can_say;
 use serde_json::{Map, Value};
 
 use crate::{error::ApiError, submit::parse::Rules};
@@ -200,6 +201,17 @@ impl Fields {
         }
         let filter = Filter::parse(&Value::Object(self.filter.clone()).to_string())
             .map_err(|e| ApiError::field(e.pointer(), e.to_string()))?;
+        let hears = |t: &EventType| filter.choose((*t).into()).is_some() && can_say(self.format, *t);
+        if !EventType::ALL.iter().any(hears) {
+            return Err(ApiError::field(
+                "/events",
+                format!(
+                    "name nothing that a body of format {} can tell: runpod tells of jobs, runflow of the ends of runs \
+                     and batches, standard of everything",
+                    self.format.as_str()
+                ),
+            ));
+        }
         // Stored in the one form that the filter itself writes.
         if let Ok(Value::Object(written)) = serde_json::from_str(&filter.to_json()) {
             self.filter = written;
@@ -480,5 +492,9 @@ mod tests {
             json!({"url": null, "format": "runflow", "events": ["run.completed", "batch.succeeded"]});
         assert_eq!(new(object).unwrap().filter["events"], json!(["job.completed", "batch.completed"]));
         assert!(with("events", json!(["run.completed"])).is_err());
+        for (format, events) in [("runpod", "batch.*"), ("runflow", "job.queued"), ("runflow", "usage.*")] {
+            let error = new(json!({"url": null, "format": format, "events": [events]})).unwrap_err();
+            assert_eq!(error.fields[0].0, "/events", "{format}: {}", error.detail);
+        }
     }
 }

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
+use ringback_contracts::catalogue::catalogue;
 use ringback_domain::{
     JobId,
     event::{EventType, event_id, event_key},
@@ -38,7 +39,7 @@ use crate::{
     auth::Principal,
     body::{BodyLimit, read_body},
     error::{ApiError, NativeError},
-    render::{json_value, rfc3339},
+    render::{json_bytes, json_value, rfc3339},
     state::Api,
     submit::parse::parse_object,
 };
@@ -271,6 +272,23 @@ pub(crate) async fn list(State(api): State<Arc<Api>>, headers: HeaderMap) -> Res
     let rows = crud::list(api.store.read(), who.project, now).await?;
     let all: Vec<Value> = rows.iter().map(|row| webhook_json(&api, &who, row)).collect();
     Ok(json_value(StatusCode::OK, &json!({"webhooks": all})))
+}
+
+/// `GET /v1/webhooks/event-types`: each with when it happens, a JSON schema and an example.
+pub(crate) async fn event_types(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+) -> Result<Response, NativeError> {
+    api.auth.authorize(&headers, ScopeSet::READ).await?;
+    let mut body = String::from("{\"event_types\":[");
+    for (n, (_, text)) in catalogue().enumerate() {
+        if n > 0 {
+            body.push(',');
+        }
+        body.push_str(text.trim_end());
+    }
+    body.push_str("]}");
+    Ok(json_bytes(StatusCode::OK, body))
 }
 
 /// `GET /v1/webhooks/{id}`

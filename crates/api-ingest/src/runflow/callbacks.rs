@@ -93,7 +93,7 @@ fn reason(d: &Found) -> Option<String> {
     }
 }
 
-fn attempt_json(t: &AttemptView) -> Value {
+pub(super) fn attempt_json(t: &AttemptView) -> Value {
     json!({
         "attempt_number": t.n,
         "attempted_at": time(TimestampMs(t.at_ms)),

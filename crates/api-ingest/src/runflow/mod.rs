@@ -2,6 +2,7 @@
 //! its alias `owner/model`. Times end in `+00:00`.
 
 pub(crate) mod callbacks;
+pub(crate) mod history;
 pub(crate) mod runs;
 pub(crate) mod secrets;
 

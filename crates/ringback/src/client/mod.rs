@@ -82,6 +82,18 @@ impl Api {
         self.finish(path, request).await
     }
 
+    /// PATCH of JSON.
+    pub(crate) async fn patch(&self, path: &str, json: String) -> Result<Body, CliError> {
+        let request = self.request(Method::PATCH, path).timeout(ANSWER_TIMEOUT);
+        self.finish(path, request.header(header::CONTENT_TYPE, "application/json").body(json)).await
+    }
+
+    /// DELETE.
+    pub(crate) async fn delete(&self, path: &str) -> Result<Body, CliError> {
+        let request = self.request(Method::DELETE, path).timeout(ANSWER_TIMEOUT);
+        self.finish(path, request).await
+    }
+
     /// GET of something that may be large or without end. The caller reads the body.
     pub(crate) async fn open(&self, path: &str) -> Result<reqwest::Response, CliError> {
         let response =

@@ -2,13 +2,16 @@
 
 pub(crate) mod batch;
 pub(crate) mod cancel;
+pub(crate) mod deliveries;
 pub(crate) mod get;
 pub(crate) mod input;
+pub(crate) mod listen;
 pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod purge;
 pub(crate) mod receive;
 pub(crate) mod receive_secrets;
+pub(crate) mod replay;
 pub(crate) mod retry;
 mod save;
 pub(crate) mod show;
@@ -16,6 +19,7 @@ pub(crate) mod submit;
 pub(crate) mod verify;
 pub(crate) mod wait;
 pub(crate) mod watch;
+pub(crate) mod webhook;
 
 use crate::cli::OutputArgs;
 use crate::client::Api;
