@@ -2,10 +2,11 @@
 //! stops at its first failure. All through HTTP, on real workers.
 
 use ringback_test_support::client::Client;
-use ringback_test_support::stack::{Backend, Options, Stack};
+use ringback_test_support::stack::{Backend, Options, Role, Stack};
 use ringback_test_support::wait::until;
 use ringback_tests::{LATER, SOON};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const TEMPLATES: &str = r#"
 [[batch_templates]]
@@ -150,4 +151,88 @@ async fn templates_and_failures_on_sqlite() {
 #[tokio::test(flavor = "multi_thread")]
 async fn templates_and_failures_on_postgres() {
     all(Backend::Postgres).await;
+}
+
+/// Jobs of one transaction, so that 700 need two.
+const CHUNK: i64 = 500;
+
+/// Payloads in the blob store that are inputs.
+fn input_blobs(stack: &Stack) -> usize {
+    std::fs::read_dir(stack.folder().join("blobs/in")).map_or(0, Iterator::count)
+}
+
+/// `kill -9` of the API after the first part of a batch is committed: its client was told nothing, so nothing of it may
+/// run, be seen or be told, and it is removed.
+async fn a_batch_that_was_never_opened_leaves_nothing(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    stack.terminate("api");
+    // The first commit is that of the batch's row.
+    stack.spawn_over(Role::Api, "api", Some("api.commit.after@2"));
+    stack.wait_ready("api").await;
+    let items: Vec<Value> = (0..700)
+        .map(|n| match n {
+            3 => json!({"input": {"n": n, "large": "x".repeat(300_000)}, "webhook": stack.receiver.url("/terminal")}),
+            _ => json!({"input": {"n": n}, "webhook": stack.receiver.url("/terminal")}),
+        })
+        .collect();
+    let body = json!({"endpoint": "echo", "items": items, "callback_url": stack.receiver.url("/batch")});
+    let headers = [("content-type", "application/json"), ("idempotency-key", "once")];
+    let broken = stack.api.send(http::Method::POST, "/v1/batches", &headers, body.to_string()).await;
+    assert!(broken.is_err(), "the API was to die before its answer: {broken:?}");
+    stack.wait_dead("api", SOON).await;
+    stack.start_again("api").await;
+    let sql = stack.sql().await;
+    assert_eq!(sql.count("SELECT COUNT(*) FROM batches WHERE opened_at_ms IS NULL").await, 1);
+    assert_eq!(sql.count("SELECT COUNT(*) FROM jobs").await, CHUNK);
+    assert_eq!(input_blobs(&stack), 1);
+
+    // Several rounds of the reconciler, which looks for queued jobs without a message; the workers are at work.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let marker = stack.api.run("echo", &json!({"input": "marker"})).await;
+    stack.api.wait_status("echo", &marker, "COMPLETED", SOON).await;
+    assert_eq!(sql.count("SELECT COUNT(*) FROM jobs WHERE batch_id IS NOT NULL AND seq > 1").await, 0);
+    let listed = stack.api.get("/v1/jobs?limit=100").await.expect(200);
+    let ids: Vec<&str> =
+        listed["jobs"].as_array().expect("a list").iter().filter_map(|job| job["id"].as_str()).collect();
+    assert_eq!(ids, [marker.as_str()], "only what was accepted is listed");
+    let spelt = match backend {
+        Backend::Sqlite => "lower(hex(id))",
+        Backend::Postgres => "encode(id, 'hex')",
+    };
+    for (table, path) in [("batches", "/v1/batches"), ("jobs WHERE batch_id IS NOT NULL", "/v2/echo/status")]
+    {
+        let hex = sql.texts(&format!("SELECT {spelt} FROM {table} LIMIT 1"), 1).await.remove(0).remove(0);
+        let id = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
+        assert_eq!(stack.api.get(&format!("{path}/{id}")).await.status, 404, "{path}/{id}");
+    }
+    assert_eq!(stack.receiver.count(), 0, "nobody is told of it");
+
+    // Ten minutes later.
+    sql.execute("UPDATE batches SET next_check_at_ms = 1").await;
+    for table in ["batches", "jobs WHERE batch_id IS NOT NULL", "blob_trash"] {
+        let question = format!("SELECT COUNT(*) FROM {table}");
+        until(&format!("{table} to be empty"), SOON, || async {
+            (sql.count(&question).await == 0).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(input_blobs(&stack), 0);
+    assert_eq!(sql.count("SELECT COUNT(*) FROM job_inputs").await, 1);
+
+    // The client asks again with its key.
+    let reply = stack.api.send(http::Method::POST, "/v1/batches", &headers, body.to_string()).await;
+    let made = reply.expect("an answer").expect(201);
+    let path = format!("/v1/batches/{}", made["batch_id"].as_str().expect("a batch id"));
+    let ended = poll_to_the_end(&stack.api, &path, 700).await;
+    assert_eq!((&ended["status"], &ended["completed"]), (&json!("COMPLETED"), &json!(700)), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unopened_batch_on_sqlite() {
+    a_batch_that_was_never_opened_leaves_nothing(Backend::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unopened_batch_on_postgres() {
+    a_batch_that_was_never_opened_leaves_nothing(Backend::Postgres).await;
 }

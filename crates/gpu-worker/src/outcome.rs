@@ -528,6 +528,8 @@ async fn put(
     let AttemptRef { run, attempt, nonce } = attempt;
     let key = BlobKey::new(format!("{kind}/{}/{run}-{attempt}-{:016x}", job.simple(), nonce.0))?;
     let size_bytes = bytes.len() as u64;
+    fault::point("worker.blob.before");
     blobs.put(&key, bytes).await?;
+    fault::point("worker.blob.after");
     Ok(v1::Payload { at: Some(v1::payload::At::BlobKey(key.as_str().to_owned())), size_bytes })
 }
