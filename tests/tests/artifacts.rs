@@ -485,6 +485,40 @@ async fn a_drain_waits_for_the_download() {
     );
 }
 
+/// A job that waits for its receiver can be cancelled; a drain whose time is over lets the others end without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_ends_by_cancel_and_by_the_end_of_a_drain() {
+    let Some(receiver) = FileReceiver::start().await else { return };
+    let Some(mut handlers) = Handlers::new(Backend::Sqlite) else { return };
+    handlers.endpoint("deaf", &platform(&receiver, "confirm=no", 600_000));
+    handlers.options.set("worker", "drain_grace_ms", "1000");
+    let Some(mut stack) = Stack::apart(handlers.options.clone()).await else { return };
+    let told = async |n: usize| {
+        until("the receiver to be told", LATER, || async {
+            (receiver.steps("told").len() == n).then_some(())
+        })
+        .await;
+    };
+    let run = async |stack: &Stack, name: &str| {
+        stack.api.run("deaf", &json!({"input": {"name": name, "text": "x"}})).await
+    };
+    // One slot, and both wait: the handler is done, so its slot is free.
+    let (first, second) = (run(&stack, "a.wav").await, run(&stack, "b.wav").await);
+    told(2).await;
+    stack.api.post(&format!("/v1/jobs/{first}/cancel"), &json!({})).await.expect(200);
+    stack.api.wait_status("deaf", &first, "CANCELLED", SOON).await;
+    until("the worker to let go of it", SOON, || async {
+        let live = stack.ops("worker").get("/metrics").await.text;
+        live.lines()
+            .any(|l| l.starts_with("ringback_worker_attempts_live") && l.ends_with(" 1"))
+            .then_some(())
+    })
+    .await;
+    assert!(stack.terminate("worker").success());
+    let job = stack.api.wait_status("deaf", &second, "COMPLETED", SOON).await;
+    assert_eq!(job["output"]["audio"]["confirmed"], false, "{job}");
+}
+
 /// A large file passes worker, API and receiver without passing through memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_takes_no_memory() {
