@@ -8,6 +8,7 @@
 use ringback_test_support::books::{Accepted, assert_books_balance};
 use ringback_test_support::receiver::Hit;
 use ringback_test_support::stack::{Backend, Options, Role, Stack};
+use ringback_test_support::wait::until;
 use ringback_tests::{LATER, SOON, assert_only, submit, submit_behind};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -108,6 +109,65 @@ async fn worker(backend: Backend) {
         backend,
     )
     .await;
+}
+
+/// Large outputs go to the blob store before their outcome goes to the tracker.
+async fn blobs(backend: Backend) {
+    let mut options = options(backend);
+    options.endpoint("brief", r#"{ builtin = "echo" }"#, "[endpoints.retention]\ncompleted_ms = 1000");
+    options.set("reconciler", "retention_interval_ms", "500");
+    let Some(mut stack) = Stack::apart(options).await else { return };
+    let large = json!({ "large": "x".repeat(400_000) });
+    let mut all = Vec::new();
+    for point in ["worker.blob.before", "worker.blob.after"] {
+        println!("--- {point}");
+        stack.terminate("worker");
+        stack.spawn_over(Role::Worker, "worker", Some(&format!("{point}@1")));
+        let submits = submit_behind(&stack, point, &vec![("echo", large.clone()); 2]);
+        stack.wait_dead("worker", SOON).await;
+        stack.start_again("worker").await;
+        let accepted = submits.await.expect("the submits");
+        assert_ended(&stack, &accepted, "COMPLETED", point).await;
+        for job in &accepted {
+            let told = stack.api.status("echo", &job.id).await.expect(200);
+            assert!(told["output"] == large, "{point}: the output is not whole");
+        }
+        all.extend(accepted);
+    }
+    balance_once_more(&stack, &all).await;
+    let (inputs, outputs) = (blobs_of(&stack, "in"), blobs_of(&stack, "out"));
+    for point in ["reconciler.blobs.before", "reconciler.blobs.after"] {
+        println!("--- {point}");
+        stack.terminate("reconciler");
+        let submits = submit_behind(&stack, point, &[("brief", large.clone())]);
+        let accepted = submits.await.expect("the submit");
+        stack.api.wait_end("brief", &accepted[0].id, SOON).await;
+        stack.api.wait_settled(&accepted[0].id, LATER).await;
+        reconciler_dies_and_returns(&mut stack, point).await;
+        let sql = stack.sql().await;
+        assert_eq!(
+            sql.count("SELECT COUNT(*) FROM blob_trash").await,
+            2,
+            "{point}: input and output are noted"
+        );
+        // Whoever removed the job is surely gone a minute later.
+        sql.execute("UPDATE blob_trash SET added_at_ms = 1").await;
+        until("the trash to be emptied", SOON, || async {
+            (sql.count("SELECT COUNT(*) FROM blob_trash").await == 0).then_some(())
+        })
+        .await;
+        assert_eq!((blobs_of(&stack, "in"), blobs_of(&stack, "out")), (inputs, outputs), "{point}");
+    }
+}
+
+/// Jobs with something below a folder of the blob store.
+fn blobs_of(stack: &Stack, kind: &str) -> usize {
+    let entries = std::fs::read_dir(stack.folder().join("blobs").join(kind)).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            entry.path().is_file() || entry.path().read_dir().is_ok_and(|mut d| d.next().is_some())
+        })
+        .count()
 }
 
 async fn tracker(backend: Backend) {
@@ -213,5 +273,5 @@ macro_rules! rows {
     };
 }
 
-rows!(sqlite: api, worker, tracker, dispatcher, reconciler);
-rows!(postgres: api, worker, tracker, dispatcher, reconciler);
+rows!(sqlite: api, worker, blobs, tracker, dispatcher, reconciler);
+rows!(postgres: api, worker, blobs, tracker, dispatcher, reconciler);
