@@ -23,6 +23,7 @@ use ringback_service_runtime::{
 use ringback_store::{
     Urgency,
     retention::purge_jobs,
+    sea_orm::Value,
     sql,
     submit::{InputAt, Submit},
 };
@@ -41,6 +42,7 @@ scenarios! {
     due_jobs_are_judged_by_an_observer_that_saw_their_lease: 3_000,
     batches_come_to_their_end: 30_000,
     retention_takes_what_nobody_needs_and_keeps_the_books: 30_000,
+    events_go_by_their_own_time: 30_000,
     broken_books_are_found_and_named: 30_000,
     deliveries_that_nobody_sends_are_an_alarm: 30_000,
     what_belongs_to_nobody_is_swept: 30_000,
@@ -249,6 +251,49 @@ async fn batches_come_to_their_end(rig: &mut Rig) {
 /// A batch's id as the 16 bytes of a key.
 fn as_job(batch: ringback_domain::BatchId) -> JobId {
     JobId::from_slice(batch.as_bytes()).unwrap()
+}
+
+async fn events_go_by_their_own_time(rig: &mut Rig) {
+    let bench = reconciler(rig).await;
+    let month: i64 = 30 * 86_400_000;
+    // A warning of a quota (300) and a progress (7), a day and more ago; an older warning is not delivered yet.
+    let old = time::now_ms() - 2 * 86_400_000;
+    for (n, (kind, at, state)) in
+        [(300, old, 1), (7, old, 1), (300, old - month, 1), (300, old - month, 0)].into_iter().enumerate()
+    {
+        let id = JobId::from_parts(at.unsigned_abs(), [u8::try_from(n).unwrap(); 10]);
+        rig.store
+            .write(Urgency::Now, move |tx| {
+                Box::pin(async move {
+                    let row = |text: &'static str, values: Vec<Value>| sql::execute(tx.conn(), text, values);
+                    row(
+                        "INSERT INTO events (id, project_id, type, subject, created_at_ms, owed) \
+                         VALUES ($1, 1, $2, '', $3, 1)",
+                        vec![sql::id(id.as_bytes()), Value::from(i64::from(kind)), Value::from(at)],
+                    )
+                    .await?;
+                    row(
+                        "INSERT INTO deliveries (owner_id, seq, target, partition, project_id, event, terminal, url, \
+                         body, state, attempts, created_at_ms, ended_at_ms) \
+                         VALUES ($1, 1, 65537, 0, 1, $2, 1, '', $1, $3, 1, $4, $4)",
+                        vec![
+                            sql::id(id.as_bytes()),
+                            Value::from(i64::from(kind)),
+                            Value::from(i64::from(state)),
+                            Value::from(at),
+                        ],
+                    )
+                    .await
+                })
+            })
+            .await
+            .unwrap();
+    }
+    let report = bench.app.retention().await.unwrap();
+    assert_eq!((report.events, report.deliveries), (2, 2), "the old warning and the progress: {report:?}");
+    assert_eq!(rig.number("SELECT COUNT(*) FROM events").await, 2);
+    assert_eq!(rig.number("SELECT COUNT(*) FROM deliveries WHERE state = 0").await, 1);
+    rig.books_balance().await;
 }
 
 async fn retention_takes_what_nobody_needs_and_keeps_the_books(rig: &mut Rig) {

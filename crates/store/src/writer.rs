@@ -109,7 +109,7 @@ impl WriteTx {
         if let Some(position) = self.seen().position {
             return Ok(position);
         }
-        let position = next_position(self).await?;
+        let position = next_position(&self.conn).await?;
         self.seen().position = Some(position);
         Ok(position)
     }
@@ -356,8 +356,22 @@ async fn begin(pool: &Pool) -> Result<WriteTx, StoreError> {
         sqlite_transaction_mode: sqlite.then_some(SqliteTransactionMode::Immediate),
     };
     let conn = pool.db.begin_with_options(options).await?;
-    let now_ms = now_ms(&conn).await?;
-    Ok(WriteTx { conn, now_ms, cache: pool.cache.clone(), seen: std::sync::Mutex::default() })
+    let (now_ms, position) =
+        if sqlite { (now_ms(&conn).await?, None) } else { clock_and_position(&conn).await? };
+    let seen = std::sync::Mutex::new(Seen { position, ..Seen::default() });
+    Ok(WriteTx { conn, now_ms, cache: pool.cache.clone(), seen })
+}
+
+/// PostgreSQL's clock and number of the transaction, in one question.
+async fn clock_and_position(conn: &DatabaseTransaction) -> Result<(i64, Option<i64>), StoreError> {
+    let row = sql::query_one(
+        conn,
+        "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_current_xact_id()::text::bigint",
+        [],
+    )
+    .await?
+    .ok_or_else(|| StoreError::corrupt("clock"))?;
+    Ok((row.try_get_by_index(0)?, Some(row.try_get_by_index(1)?)))
 }
 
 /// The database's clock. SQLite's is this host's, so it is read without asking.

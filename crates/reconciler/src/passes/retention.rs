@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use ringback_store::{
     Urgency,
-    retention::{Purged, ended_batches, ended_jobs, purge_batch, purge_delivery_attempts, purge_jobs, trash},
+    retention::{
+        Events, Purged, ended_batches, ended_events, ended_jobs, purge_batch, purge_delivery_attempts,
+        purge_events, purge_jobs, trash,
+    },
 };
 use serde::Serialize;
 
@@ -27,6 +30,8 @@ pub struct Report {
     pub jobs: u64,
     /// Batches.
     pub batches: u64,
+    /// Events that are no transition.
+    pub events: u64,
     /// Deliveries.
     pub deliveries: u64,
     /// Rows of the log of delivery attempts.
@@ -43,6 +48,7 @@ impl Report {
     fn add(&mut self, purged: &Purged) {
         self.jobs += purged.jobs;
         self.batches += purged.batches;
+        self.events += purged.events;
         self.deliveries += u64::try_from(purged.deliveries).unwrap_or(0);
         self.blobs += purged.blobs.len() as u64;
         self.postponed += purged.postponed;
@@ -80,10 +86,43 @@ pub(crate) async fn run(context: &Context) -> Result<Report, PassError> {
         let purged = context.store.write(Urgency::Lazy, move |tx| Box::pin(purge_batch(tx, batch))).await?;
         report.add(&purged);
     }
+    events(context, Events::All, context.config.events_retention_ms, &mut report).await?;
+    events(context, Events::Passing, context.config.progress_retention_ms, &mut report).await?;
     let before_ms = now_ms.saturating_sub_unsigned(context.delivery_attempts_ms);
     report.delivery_attempts = context
         .store
         .write(Urgency::Lazy, move |tx| Box::pin(purge_delivery_attempts(tx, before_ms, limit)))
         .await?;
     Ok(report)
+}
+
+/// Events past their time, with their deliveries.
+async fn events(
+    context: &Context,
+    which: Events,
+    kept_ms: u64,
+    report: &mut Report,
+) -> Result<(), PassError> {
+    let limit = JOBS_PER_CHUNK.min(context.chunk());
+    for _ in 0..CHUNKS_PER_PASS {
+        let now_ms = context.store.now_ms().await?;
+        let before_ms = now_ms.saturating_sub_unsigned(kept_ms);
+        let ids = ended_events(context.store.read(), which, before_ms, now_ms, limit).await?;
+        let last = ids.len() < limit as usize;
+        if !ids.is_empty() {
+            let purged = context
+                .store
+                .write(Urgency::Lazy, move |tx| {
+                    let ids = ids.clone();
+                    Box::pin(async move { purge_events(tx, &ids).await })
+                })
+                .await?;
+            report.add(&purged);
+        }
+        if last {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
 }

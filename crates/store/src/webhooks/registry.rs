@@ -401,14 +401,10 @@ pub fn parse_metadata(json: Option<&[u8]>) -> Option<serde_json::Value> {
     Some(serde_json::Value::Object(read.collect()))
 }
 
-/// The feed's next place, once per transaction: see [`WriteTx::position`].
-pub(crate) async fn next_position(tx: &WriteTx) -> Result<i64, StoreError> {
-    if tx.is_postgres() {
-        let row = sql::query_one(tx.conn(), "SELECT pg_current_xact_id()::text::bigint", []).await?;
-        return Ok(row.ok_or(StoreError::corrupt("pg_current_xact_id"))?.try_get_by_index(0)?);
-    }
+/// SQLite's next place in the feed: its transactions follow each other.
+pub(crate) async fn next_position<C: ConnectionTrait>(conn: &C) -> Result<i64, StoreError> {
     let row = sql::query_one(
-        tx.conn(),
+        conn,
         "INSERT INTO meta (key, value) VALUES ('feed_position', '1') \
          ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(meta.value AS INTEGER) + 1 AS TEXT) RETURNING value",
         [],
@@ -431,4 +427,29 @@ pub async fn feed_horizon<C: ConnectionTrait>(conn: &C) -> Result<i64, StoreErro
     let row =
         sql::query_one(conn, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint", []).await?;
     Ok(row.ok_or(StoreError::corrupt("pg_current_snapshot"))?.try_get_by_index(0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn metadata_that_cannot_be_compared_spoil_no_others() {
+        assert_eq!(parse_metadata(Some(b"{\"a\":1,\"b\":1e400}")), Some(json!({"a": 1})));
+        assert_eq!(parse_metadata(Some(b"[1]")), None);
+        assert_eq!(parse_metadata(None), None);
+    }
+
+    #[test]
+    fn formats_hear_of_what_their_bodies_can_say() {
+        for event in EventType::ALL {
+            assert!(can_say(WebhookFormat::Standard, *event));
+            let job = matches!(event.family(), "job" | "completion") && !event.is_throttled();
+            assert_eq!(can_say(WebhookFormat::Runpod, *event), job, "{event}");
+            let end = event.is_terminal() && matches!(event.family(), "job" | "completion" | "batch");
+            assert_eq!(can_say(WebhookFormat::Runflow, *event), end, "{event}");
+        }
+    }
 }
