@@ -19,7 +19,7 @@ use ringback_domain::{BatchId, JobId, JobStatus, ProjectId, TimestampMs};
 use sea_orm::Value;
 
 pub use count::{DeliveryCounts, delivery_counts, delivery_counts_between, delivery_counts_of};
-pub use load::{DueAfter, DuePage, Stored, due_page, stored_of, target_page};
+pub use load::{DueAfter, DuePage, Stored, due_page, due_page_but, stored_of, target_page};
 pub use record::{Claim, FailedAttempt, Outcome, Recorded, record_outcomes};
 pub use view::{AttemptView, DeliveryView, attempts_of, deliveries_of, pending_age_ms};
 

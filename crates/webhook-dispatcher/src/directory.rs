@@ -87,6 +87,12 @@ impl View {
         })
     }
 
+    /// Webhooks that take nothing now.
+    pub(crate) fn held(&self) -> Vec<u32> {
+        let held = self.served.values().map(|served| REGISTERED_TARGET_BASE + served.webhook.id);
+        held.filter(|target| self.standing(*target, u32::MAX) == Some(Standing::Held)).collect()
+    }
+
     fn is_suspended(&self, target: u32) -> bool {
         self.suspended.get(&target).is_some_and(|until| *until > Instant::now())
     }

@@ -16,13 +16,16 @@ use ringback_service_runtime::time::now_ms;
 use ringback_store::deliveries::{DeliveryState, body_to_wire};
 use ringback_test_support::receiver::Mode;
 use ringback_test_support::signature::new_secret;
-use ringback_test_support::wait::until;
+use ringback_test_support::wait::{until, until_true};
 use support::{Dispatcher, Rig, SOON, TRACE, end, job, life};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_tells_its_states_in_order_signed_and_traced() {
     let Some(rig) = Rig::start().await else { return };
     let _dispatcher = Dispatcher::start(&rig, true);
+    // What is announced before somebody listens comes from SQL, without its trace.
+    let owned = || async { rig.owners().await.values().sum::<usize>() == 8 };
+    until_true("all partitions to be owned", SOON, owned).await;
     let ids: Vec<JobId> = (0..40).map(|_| job()).collect();
     for (n, id) in ids.iter().enumerate() {
         let mut life = life(*id, &rig.url("/hook?token=1"));

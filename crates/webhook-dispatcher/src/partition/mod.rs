@@ -96,7 +96,8 @@ impl Partition {
         let book = Book::new(shared.settings.book, Arc::clone(&shared.rates));
         let mut views = shared.directory.subscribe();
         let view = Arc::clone(&views.borrow_and_update());
-        let reader = Reader::new(shared.store.clone(), claim.partition);
+        let mut reader = Reader::new(shared.store.clone(), claim.partition);
+        reader.leave_out(view.held());
         let recorder = Recorder::new(Arc::clone(&shared), claim);
         Self {
             shared,
@@ -246,6 +247,7 @@ impl Partition {
                 Some(Standing::Held) | None => {}
             }
         }
+        self.reader.leave_out(view.held());
         self.view = view;
     }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use ringback_store::deliveries::{DueAfter, Stored, due_page, stored_of, target_page};
+use ringback_store::deliveries::{DueAfter, Stored, due_page_but, stored_of, target_page};
 use ringback_store::{Store, StoreError};
 use uuid::Uuid;
 
@@ -70,6 +70,8 @@ pub(super) struct Reader {
     want: Want,
     checks: Vec<Uuid>,
     clearances: BTreeSet<u32>,
+    /// Targets that take nothing now: rounds leave out what they can of these.
+    held: Vec<u32>,
     round: Option<Round>,
     reading: Option<BoxFuture<'static, Result<Page, StoreError>>>,
     /// What is being checked, to ask again if it fails.
@@ -87,6 +89,7 @@ impl Reader {
             want: Want::Nothing,
             checks: Vec::new(),
             clearances: BTreeSet::new(),
+            held: Vec::new(),
             round: None,
             reading: None,
             asked: Vec::new(),
@@ -104,6 +107,11 @@ impl Reader {
     /// A target has room again.
     pub(super) fn want_refill(&mut self) {
         self.want = self.want.max(Want::Refill);
+    }
+
+    /// These targets take nothing now.
+    pub(super) fn leave_out(&mut self, held: Vec<u32>) {
+        self.held = held;
     }
 
     /// Everything of a target is to end.
@@ -178,7 +186,7 @@ impl Reader {
             });
         }
         if let Some(round) = self.round {
-            self.reading = Some(Box::pin(page(self.store.clone(), self.partition, round)));
+            self.reading = Some(Box::pin(page(self.store.clone(), self.partition, round, self.held.clone())));
         }
     }
 
@@ -235,10 +243,10 @@ pub(super) struct Taken {
     pub full: bool,
 }
 
-async fn page(store: Store, partition: u16, round: Round) -> Result<Page, StoreError> {
+async fn page(store: Store, partition: u16, round: Round, held: Vec<u32>) -> Result<Page, StoreError> {
     let due = match round.target {
         Some(target) => target_page(store.read(), partition, target, round.after, PAGE).await?,
-        None => due_page(store.read(), partition, round.due_ms, round.after, PAGE).await?,
+        None => due_page_but(store.read(), partition, round.due_ms, round.after, PAGE, &held).await?,
     };
     let stored = stored_of(store.read(), &due.owners).await?;
     Ok(Page { stored, checked: Vec::new(), cursor: Cursor::Round(due.next) })
