@@ -37,6 +37,16 @@ pub(crate) struct Job {
     pub(crate) history: Vec<HistoryEntry>,
     #[serde(default)]
     pub(crate) deliveries: DeliveryCounts,
+    #[serde(default)]
+    pub(crate) artifacts: Vec<Artifact>,
+}
+
+/// A file of a job.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Artifact {
+    pub(crate) filename: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) state: String,
 }
 
 impl Job {

@@ -17,6 +17,7 @@ pub(crate) fn job(job: &Job, deliveries: &[Delivery]) -> Result<(), CliError> {
     facts(job, style)?;
     timeline(job, style)?;
     webhooks(deliveries, style)?;
+    files(job, style)?;
     if let Some(error) = &job.error {
         out(&format!("\n{}\n{}", style.bold("error"), style.red(&clean(error))))?;
     }
@@ -97,6 +98,19 @@ fn timeline(job: &Job, style: Style) -> Result<(), CliError> {
             line.push_str(&format!("  {}", clean(reason)));
         }
         out(line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn files(job: &Job, style: Style) -> Result<(), CliError> {
+    if job.artifacts.is_empty() {
+        return Ok(());
+    }
+    let hint = format!("ringback get {} --save DIR", job.id);
+    out(&format!("\n{}  {}", style.bold("files"), style.dim(&hint)))?;
+    for file in &job.artifacts {
+        let (name, state) = (clean(&file.filename), clean(&file.state));
+        out(&format!("  {name}  {} bytes  {state}", file.size_bytes))?;
     }
     Ok(())
 }
