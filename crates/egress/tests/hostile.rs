@@ -210,6 +210,51 @@ async fn retry_after_and_the_reason_are_handed_on() {
 }
 
 #[tokio::test]
+async fn times_are_measured_where_something_happened() {
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let (address, _) = server(move |mut stream, _| async move {
+        for _ in 0..2 {
+            if !read_request(&mut stream).await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            stream.write_all(answer.as_bytes()).await.ok();
+        }
+    })
+    .await;
+    let client =
+        client_with(second_loopback_only_and(address.ip()), Some(Fickle::new(vec![vec![address.ip()]])));
+    let times = async || {
+        let url = client.check(&format!("http://named.example:{}/", address.port())).unwrap();
+        let (headers, body) = (HeaderMap::new(), Bytes::from_static(b"{}"));
+        let posted = client.post(Post { url, headers, body, deadline: None }).await;
+        posted.result.unwrap();
+        posted.timings
+    };
+    let first = times().await;
+    assert!(first.dns.is_some() && first.connect.is_some(), "{first:?}");
+    assert!(first.first_byte.unwrap() >= Duration::from_millis(30), "{first:?}");
+    let second = times().await;
+    assert_eq!((second.dns, second.connect), (None, None), "a kept connection");
+    assert!(second.first_byte.is_some());
+}
+
+#[tokio::test]
+async fn a_deadline_of_the_receivers_own_is_kept() {
+    let (address, _) = server(|stream, _| async move {
+        let _silent = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let client = client();
+    let url = client.check(&format!("http://{address}/")).unwrap();
+    let (headers, body) = (HeaderMap::new(), Bytes::from_static(b"{}"));
+    let short = Some(Duration::from_millis(50));
+    let error = client.post(Post { url, headers, body, deadline: short }).await.result.unwrap_err();
+    assert!(error.to_string().contains("50 ms"), "{error}");
+}
+
+#[tokio::test]
 async fn connections_are_kept() {
     let (address, dialled) = server(|mut stream, _| async move {
         while read_request(&mut stream).await {
@@ -247,6 +292,12 @@ impl Lookup for Fickle {
 /// http on every port, as an operator may open it.
 fn open_policy(addresses: AddressPolicy) -> UrlPolicy {
     UrlPolicy { allow_http: true, ports: vec![1..=u16::MAX], addresses }
+}
+
+/// This address may be dialled too.
+fn second_loopback_only_and(ip: IpAddr) -> UrlPolicy {
+    let own = format!("{ip}/32").parse().unwrap();
+    open_policy(AddressPolicy { allow_loopback: false, allow_private: vec![own] })
 }
 
 /// Only 127.0.0.2 may be dialled: the rest of loopback plays the denied network.

@@ -537,6 +537,24 @@ fn what_is_held_stays_in_sql_and_what_has_ended_ends() {
 }
 
 #[test]
+fn what_was_to_end_by_mistake_is_taken_up_again() {
+    let mut book = book_of(limits());
+    let disabled = Standing::Ended(DeliveryState::Dead, "webhook_disabled");
+    let source = Source::Announced { run: 1 };
+    let end = owed(1, 2, true, 1);
+    book.offer(Offered { owed: end, standing: disabled, attempts: 0, due_at_ms: NOW, source }, NOW);
+    let change = book.take_changes().remove(0);
+    assert!(change.by_standing);
+    assert_eq!(read(&mut book, owed(1, 2, true, 1), 0, NOW), Offer::Known, "its end is on the way");
+    // SQL says that the webhook works.
+    book.reopened(&change);
+    assert_eq!(read(&mut book, owed(1, 2, true, 1), 0, NOW), Offer::Taken);
+    // Its end was never told, so a notice before it is not overtaken.
+    assert_eq!(read(&mut book, owed(1, 1, false, 1), 0, NOW), Offer::Taken);
+    assert_eq!(book.begin(NOW).unwrap().owed.seq, 1);
+}
+
+#[test]
 fn a_webhook_that_changes_leaves_memory_but_for_what_flies() {
     let mut book = book_of(limits());
     for n in 1..=4 {
