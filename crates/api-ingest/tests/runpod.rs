@@ -245,6 +245,45 @@ async fn a_client_that_hangs_up_costs_no_piece_on_postgres() {
     a_client_that_hangs_up_costs_no_piece(Backend::Postgres).await;
 }
 
+/// A client whose host is gone neither reads nor hangs up: the next one gets the pieces all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_does_not_keep_the_stream() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let Some(server) = Server::start(Backend::Sqlite, "", "").await else { return };
+    server.tracker().await;
+    let id = server.api.run("echo", &json!({"input": 1})).await;
+    let attempt = server.attempt(&id, 1);
+    // More than the buffers of a connection take.
+    let piece = format!("\"{}\"", "x".repeat(900_000));
+    for n in 0..5 {
+        attempt.chunk(n, &piece).await;
+    }
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4_096).expect("set");
+    let address = server.api.base().trim_start_matches("http://").parse().expect("an address");
+    let mut silent = socket.connect(address).await.expect("connected");
+    let request = format!(
+        "GET /v2/echo/stream/{id} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+        server.api.key()
+    );
+    silent.write_all(request.as_bytes()).await.expect("sent");
+    // Its answer is under way.
+    silent.read_exact(&mut [0; 16]).await.expect("the start of an answer");
+    let none = stream_of(&server, &id).await;
+    assert_eq!(
+        (&none["status"], &none["stream"]),
+        (&json!("IN_PROGRESS"), &json!([])),
+        "the other one's turn"
+    );
+    let got = until("the pieces", Duration::from_secs(40), || async {
+        let pieces = stream_of(&server, &id).await["stream"].as_array().unwrap().len();
+        (pieces > 0).then_some(pieces)
+    })
+    .await;
+    assert!(got >= 4, "{got} pieces");
+    drop(silent);
+}
+
 /// A client whose requests go to either replica gets each piece once, however quickly it asks.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_two_replicas_gets_each_piece_once() {

@@ -11,6 +11,8 @@
 //!   again at once, be it another replica, finds it moved. If the database is slow the body ends after
 //!   [`MOVED_WITHIN`] all the same; in this process the next reader still waits for its turn.
 //! - The process dies, or the database fails, between the last byte and the move: the pieces come again.
+//! - The client neither reads nor hangs up (its host is gone): after [`TURN_MAX`] the next reader gets its turn, and
+//!   the same pieces.
 //! - Two requests overlap: the second waits for its turn and gets what the first left. On two replicas both may get
 //!   the same pieces; the move names the position that they were read at, so only one of them moves the cursor.
 //!
@@ -34,7 +36,7 @@ use ringback_store::{
     Urgency,
     cursors::{CursorStep, advance},
 };
-use tokio::sync::OwnedMutexGuard;
+use tokio::{sync::OwnedMutexGuard, task::AbortHandle};
 
 use crate::state::Api;
 
@@ -42,6 +44,8 @@ use crate::state::Api;
 const FRAME_BYTES: usize = 64 * 1024;
 /// How long the end of the answer waits for the cursor.
 const MOVED_WITHIN: Duration = Duration::from_secs(1);
+/// How long an answer that the connection does not take keeps other readers waiting.
+const TURN_MAX: Duration = Duration::from_secs(10);
 
 /// Turns of the readers of streams, for jobs that have a reader now.
 #[derive(Default)]
@@ -61,16 +65,45 @@ impl StreamTurns {
     }
 }
 
+/// A reader's turn. Ends when it is dropped, or after [`TURN_MAX`].
+struct Turn {
+    held: Arc<Mutex<Option<OwnedMutexGuard<()>>>>,
+    limit: AbortHandle,
+}
+
+impl Turn {
+    fn new(turn: OwnedMutexGuard<()>) -> Self {
+        let held = Arc::new(Mutex::new(Some(turn)));
+        let limited = Arc::clone(&held);
+        let limit = tokio::spawn(async move {
+            tokio::time::sleep(TURN_MAX).await;
+            drop(limited.lock().unwrap_or_else(PoisonError::into_inner).take());
+        });
+        Self { held, limit: limit.abort_handle() }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.limit.abort();
+        drop(self.held.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
 /// An answer on its way to a client.
 pub(super) struct HandOver {
-    pub(super) api: Arc<Api>,
+    api: Arc<Api>,
     /// What the connection has not taken yet.
-    pub(super) rest: Bytes,
-    pub(super) step: CursorStep,
-    pub(super) turn: OwnedMutexGuard<()>,
+    rest: Bytes,
+    step: CursorStep,
+    turn: Turn,
 }
 
 impl HandOver {
+    pub(super) fn new(api: Arc<Api>, body: Bytes, step: CursorStep, turn: OwnedMutexGuard<()>) -> Self {
+        Self { api, rest: body, step, turn: Turn::new(turn) }
+    }
+
     pub(super) fn into_response(self) -> Response {
         let frames = stream::unfold(self, async |mut answer| {
             if answer.rest.is_empty() {

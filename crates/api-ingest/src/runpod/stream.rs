@@ -115,7 +115,7 @@ async fn hand_out(api: &Arc<Api>, row: &JobRow, until: Instant) -> Result<Turn, 
     let status = row.job.status();
     // The JavaScript SDK stops at a final status: it is told with the last pieces only.
     let status = if pieces.more { unfinished(status) } else { status };
-    let hand_over = HandOver { api: Arc::clone(api), rest: body(row, status, &pieces), step, turn };
+    let hand_over = HandOver::new(Arc::clone(api), body(row, status, &pieces), step, turn);
     Ok(Turn::Pieces(hand_over.into_response()))
 }
 
