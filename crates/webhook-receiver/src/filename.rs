@@ -26,9 +26,10 @@ impl SafeName {
         // A leading dot hides a file, a leading dash is an option; Windows drops dots at the end.
         let name = mapped.trim_start_matches(['.', '-']).trim_end_matches('.');
         let name = if name.is_empty() { FALLBACK } else { name };
-        let name = cut(name);
-        let stem = name.split('.').next().unwrap_or_default();
-        Self(if is_reserved(stem) { format!("_{name}") } else { name })
+        // Room for the underscore, so that a safe name stays as it is when it is named again.
+        let reserved = is_reserved(name.split('.').next().unwrap_or_default());
+        let name = cut(name, MAX_NAME_BYTES - usize::from(reserved));
+        Self(if reserved { format!("_{name}") } else { name })
     }
 
     /// Takes a name only if it is already safe: what a file server looks up.
@@ -78,14 +79,12 @@ fn split(name: &str) -> (&str, &str) {
     }
 }
 
-fn cut(name: &str) -> String {
-    // One byte less: a reserved name gets an underscore in front.
-    const ROOM: usize = MAX_NAME_BYTES - 1;
-    if name.len() <= ROOM {
+fn cut(name: &str, room: usize) -> String {
+    if name.len() <= room {
         return name.to_owned();
     }
     let (stem, extension) = split(name);
-    let mut end = ROOM - extension.len();
+    let mut end = room - extension.len();
     while !stem.is_char_boundary(end) {
         end -= 1;
     }

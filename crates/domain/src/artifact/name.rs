@@ -18,7 +18,8 @@ pub fn file_name(from: &str) -> String {
             if bad { '_' } else { c }
         })
         .collect();
-    name = name.trim().trim_end_matches('.').trim_start_matches('.').trim().to_owned();
+    // Dots and spaces in any mixture: a dot behind a space would hide the name once the space is gone.
+    name = name.trim_matches(|c: char| c == '.' || c.is_whitespace()).to_owned();
     if name.len() > MAX_NAME_BYTES {
         name = shortened(&name);
     }
@@ -75,6 +76,7 @@ mod tests {
             ("evil\u{202e}gpj.exe", "evil_gpj.exe"),
             ("x\"; filename=\"y", "x_; filename=_y"),
             ("name. ", "name"),
+            (". .x", "x"),
         ] {
             assert_eq!(file_name(from), to, "{from:?}");
         }
