@@ -4,10 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::serve::ListenerExt as _;
 use ringback_bus::Bus;
-use ringback_domain::webhook::{response::Profile, schedule::Schedule};
-use ringback_service_runtime::{
-    Check, Readiness, RingbackConfig, Shutdown, blobs::BlobStore, config::WebhookProfile,
-};
+use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown, blobs::BlobStore};
 use ringback_store::{
     Store, StoreError,
     endpoints::{self, SyncError},
@@ -123,11 +120,7 @@ impl App {
             base_url: config.server.base_url(local_addr),
             worker_silence_ms: config.worker.lease_ms.max(2 * config.worker.heartbeat_ms),
             configured_secrets,
-            callback_tries: Schedule::of(match config.webhooks.profile {
-                WebhookProfile::Default => Profile::Standard,
-                WebhookProfile::RunpodStrict => Profile::RunpodStrict,
-            })
-            .max_tries(true),
+            webhook_profile: config.webhooks.profile.profile(),
             catalog,
             store,
             bus,

@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use bytes::Bytes;
 use ringback_bus::{Bus, BusError, Verb};
 use ringback_contracts::{Message as _, VERSION, v1};
-use ringback_domain::ProjectId;
+use ringback_domain::{ProjectId, webhook::response::Profile};
 use ringback_service_runtime::{Shutdown, blobs::BlobStore, config::ServerConfig};
 use ringback_store::{Store, secrets::SecretKey};
 
@@ -38,8 +38,8 @@ pub(crate) struct Api {
     pub(crate) templates: Templates,
     /// Projects whose webhook secrets the configuration names.
     pub(crate) configured_secrets: HashSet<ProjectId>,
-    /// Most tries of the webhook of a job's end.
-    pub(crate) callback_tries: u32,
+    /// The operator's rules of acknowledgement and retry.
+    pub(crate) webhook_profile: Profile,
     /// Base of links, without a slash at the end.
     pub(crate) base_url: String,
     /// A worker not heard of for so long does not count.

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 use ringback_contracts::v1;
-use ringback_domain::ProjectId;
+use ringback_domain::{ProjectId, target::FORMAT_RUNFLOW};
 use sea_orm::{ConnectionTrait, DatabaseBackend, QueryResult, Value};
 
 use crate::{
@@ -80,7 +80,7 @@ fn read(row: &QueryResult) -> Result<FeedItem, StoreError> {
     Ok(FeedItem {
         place: Place::read(row, 0)?,
         event: get_u32(row, 4, "deliveries.event")?,
-        runflow: row.try_get_by_index::<i64>(5)? != 0,
+        runflow: get_u32(row, 5, "deliveries.format")? & FORMAT_RUNFLOW != 0,
         state: DeliveryState::from_code(row.try_get_by_index(6)?)
             .ok_or(StoreError::corrupt("deliveries.state"))?,
         replays: get_u32(row, 7, "deliveries.replays")?,

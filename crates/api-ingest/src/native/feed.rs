@@ -186,6 +186,9 @@ async fn item_json(api: &Api, keys: &mut Keys<'_>, item: &FeedItem) -> Result<(V
         (signature::SIGNATURE_HEADER, signature::sign(&signing, &id, stamp, &bytes)),
         ("webhook-sequence", place.seq.to_string()),
     ]);
+    if item.replays > 0 {
+        headers.insert("webhook-replay", item.replays.to_string());
+    }
     if item.runflow
         && let Some(key) = secrets.first().and_then(|s| runflow::key(s.expose()).ok())
     {

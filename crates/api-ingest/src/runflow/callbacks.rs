@@ -7,7 +7,12 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use ringback_domain::{TimestampMs, batch::BatchStatus, target::BodyFormat, webhook::runflow_body::time};
+use ringback_domain::{
+    TimestampMs,
+    batch::BatchStatus,
+    target::BodyFormat,
+    webhook::{response::Profile, runflow_body::time, schedule::Schedule},
+};
 use ringback_service_runtime::redact_url;
 use ringback_store::{
     auth::ScopeSet,
@@ -37,6 +42,7 @@ struct Subject {
     owner: Uuid,
     target: u32,
     callback_url: Option<String>,
+    profile: Option<Profile>,
     ended: bool,
     kind: &'static str,
 }
@@ -48,6 +54,7 @@ async fn run(api: &Api, who: &Principal, id: &str) -> Result<Subject, ApiError> 
         owner: Uuid::from_bytes(*row.job.id.as_bytes()),
         target: place.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         callback_url: place.and_then(|n| row.targets.get(n)).map(|t| t.url.clone()),
+        profile: place.and_then(|n| row.targets.get(n)).and_then(|t| t.profile),
         ended: row.job.status().is_terminal(),
         kind: "run",
     })
@@ -59,6 +66,7 @@ async fn batch(api: &Api, who: &Principal, id: &str) -> Result<Subject, ApiError
         owner: Uuid::from_bytes(*row.id.as_bytes()),
         target: 0,
         callback_url: row.callback_url.clone(),
+        profile: None,
         ended: row.status != BatchStatus::InProgress,
         kind: "batch",
     })
@@ -108,6 +116,7 @@ async fn history(api: &Api, who: &Principal, of: &Subject) -> Result<Value, ApiE
     let secret =
         live_secrets(api.store.read(), &api.key, who.project).await?.first().map(|s| s.id.to_string());
     let tries = attempts_of(api.store.read(), who.project, of.owner).await?;
+    let max_attempts = Schedule::of(of.profile.unwrap_or(api.webhook_profile)).max_tries(true);
     let mut deliveries = Vec::new();
     for d in owed(api, who, of).await? {
         let filter = DeliveryFilter::one(d.place.owner, d.place.seq, d.place.target);
@@ -136,7 +145,7 @@ async fn history(api: &Api, who: &Principal, of: &Subject) -> Result<Value, ApiE
             "is_automatic": d.replays == 0,
             "signing_secret_id": secret,
             "attempt_count": d.attempts,
-            "max_attempts": api.callback_tries,
+            "max_attempts": max_attempts,
             "next_attempt_at": moment(d.next_attempt_at_ms),
             "failure_reason_code": reason(&d),
             "payload_bytes": bytes,

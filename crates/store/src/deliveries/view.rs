@@ -107,6 +107,12 @@ pub struct AttemptView {
     pub address: Option<String>,
     /// The beginning of the answer's body.
     pub response: Option<Vec<u8>>,
+    /// Until the name was resolved.
+    pub dns_ms: Option<i64>,
+    /// Name, TCP and TLS of a new connection.
+    pub connect_ms: Option<i64>,
+    /// Until the answer's headers.
+    pub first_byte_ms: Option<i64>,
 }
 
 /// The failed tries of all deliveries of one job or batch, in order. Empty for another project's.
@@ -120,8 +126,8 @@ pub async fn attempts_of<C: ConnectionTrait>(
 ) -> Result<Vec<AttemptView>, StoreError> {
     let rows = sql::query(
         conn,
-        "SELECT a.seq, a.target, a.n, a.at_ms, a.duration_ms, a.status, a.error, a.address, a.response \
-         FROM delivery_attempts a JOIN deliveries d \
+        "SELECT a.seq, a.target, a.n, a.at_ms, a.duration_ms, a.status, a.error, a.address, a.response, \
+         a.dns_ms, a.connect_ms, a.first_byte_ms FROM delivery_attempts a JOIN deliveries d \
          ON d.owner_id = a.owner_id AND d.seq = a.seq AND d.target = a.target \
          WHERE a.owner_id = $1 AND d.project_id = $2 ORDER BY a.seq, a.target, a.n",
         [sql::id(owner.as_bytes()), Value::from(project.0)],
@@ -139,6 +145,9 @@ pub async fn attempts_of<C: ConnectionTrait>(
                 error: row.try_get_by_index(6)?,
                 address: row.try_get_by_index(7)?,
                 response: row.try_get_by_index(8)?,
+                dns_ms: row.try_get_by_index(9)?,
+                connect_ms: row.try_get_by_index(10)?,
+                first_byte_ms: row.try_get_by_index(11)?,
             })
         })
         .collect()

@@ -278,6 +278,7 @@ pub async fn create(tx: &WriteTx, new: &NewWebhook, max: u32) -> Result<Created,
     if live.len() >= max as usize {
         return Ok(Created::TooMany);
     }
+    forget_gone(tx, new.project).await?;
     let s = &new.settings;
     let row = sql::query_one(
         tx.conn(),
@@ -308,6 +309,24 @@ pub async fn create(tx: &WriteTx, new: &NewWebhook, max: u32) -> Result<Created,
     let made = get(tx.conn(), new.project, &new.public_id, now).await?;
     // A webhook that expires within its own transaction was not worth making.
     Ok(Created::Made(Box::new(made.ok_or(StoreError::corrupt("webhooks"))?)))
+}
+
+/// A webhook that is gone keeps its row, name and secrets for so long: its deliveries are shown and replayed with them.
+const KEEP_GONE_MS: u64 = 31 * 86_400_000;
+
+/// Removes the rows of webhooks that went long ago. Keys are never given out again, so an old delivery cannot be taken
+/// for one of another webhook.
+async fn forget_gone(tx: &WriteTx, project: ProjectId) -> Result<(), StoreError> {
+    let before = tx.now_ms().saturating_sub_unsigned(KEEP_GONE_MS);
+    const GONE: &str = "project_id = $1 AND (deleted_at_ms < $2 OR expires_at_ms < $2)";
+    for statement in [
+        format!("DELETE FROM webhook_secrets WHERE webhook_id IN (SELECT id FROM webhooks WHERE {GONE})"),
+        format!("DELETE FROM webhook_health WHERE webhook_id IN (SELECT id FROM webhooks WHERE {GONE})"),
+        format!("DELETE FROM webhooks WHERE {GONE}"),
+    ] {
+        sql::execute(tx.conn(), &statement, [Value::from(project.0), Value::from(before)]).await?;
+    }
+    Ok(())
 }
 
 /// Writes what the owner decided, if nobody changed it since `seen`. Safe to repeat: a change that is there already
