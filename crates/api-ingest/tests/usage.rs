@@ -149,6 +149,9 @@ async fn a_submit_keeps_metadata_and_the_clients_request_id() {
         ("", "{\"a\":1}")
     );
     assert_eq!(told(&server, "job.queued").await, 4);
+    let batch = json!({"endpoint": "echo", "items": [{"input": 1}], "metadata": {"a": "x".repeat(5_000)}});
+    let refused = server.api.post("/v1/batches", &batch).await;
+    assert_eq!((refused.status, &refused.json["errors"][0]["pointer"]), (400, &json!("/metadata")));
     let big = json!({"input": 1, "metadata": {"a": "x".repeat(5_000)}});
     let refused = server.api.post("/v2/echo/run", &big).await;
     assert_eq!(refused.status, 400, "{}", refused.text);

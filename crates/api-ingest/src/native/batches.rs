@@ -38,7 +38,9 @@ use crate::{
     state::Api,
     submit::{
         Trace, admit, idempotency_key,
-        parse::{RawJob, check_job, member, not_json, parse_object, text_member, url_member},
+        parse::{
+            RawJob, check_job, member, metadata_member, not_json, parse_object, text_member, url_member,
+        },
         prepare, request_hash,
     },
 };
@@ -245,6 +247,8 @@ async fn accept(
     let callback_url =
         url_member("/callback_url", raw.callback_url, &api.rules)?.map(std::borrow::Cow::into_owned);
     let cancel_rest = raw.cancel_rest()?;
+    // Its items inherit them: the error names the place where they stand.
+    metadata_member(raw.metadata)?;
     let key = idempotency_key(headers)?;
     let trace = Trace::of(headers);
     let mut jobs = Vec::with_capacity(items.len());

@@ -167,18 +167,7 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
         // Its value is a secret and is not quoted.
         return Err(ApiError::field("/s3Config", "must be an object"));
     }
-    let metadata = raw.metadata.map(RawValue::get).filter(|text| text.starts_with('{'));
-    if let Some(text) = metadata
-        && text.len() > METADATA_MAX_BYTES
-    {
-        return Err(ApiError::field(
-            "/metadata",
-            format!(
-                "has {} bytes, at most {METADATA_MAX_BYTES} are allowed: it is repeated in every event",
-                text.len()
-            ),
-        ));
-    }
+    let metadata = metadata_member(raw.metadata)?;
     let extra = object_of(&[
         ("webhook", raw.webhook),
         ("webhookv2", raw.webhookv2),
@@ -230,6 +219,20 @@ pub(crate) fn text_member<'a>(pointer: &str, raw: &'a RawValue) -> Result<Cow<'a
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     member::<Text<'a>>(pointer, raw, "a text").map(|t| t.0)
+}
+
+/// Metadata for filters and events: a JSON object of a limited size. Anything else is nobody's but the handler's.
+pub(crate) fn metadata_member(raw: Option<&RawValue>) -> Result<Option<&str>, ApiError> {
+    match raw.map(RawValue::get).filter(|text| text.starts_with('{')) {
+        Some(text) if text.len() > METADATA_MAX_BYTES => Err(ApiError::field(
+            "/metadata",
+            format!(
+                "has {} bytes, at most {METADATA_MAX_BYTES} are allowed: it is repeated in every event",
+                text.len()
+            ),
+        )),
+        metadata => Ok(metadata),
+    }
 }
 
 /// The members that are there, as one JSON object of the same bytes.
