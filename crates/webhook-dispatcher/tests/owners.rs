@@ -16,6 +16,7 @@ use ringback_test_support::wait::{always, until_true};
 use support::{Dispatcher, Rig, SOON, end, job, life};
 use uuid::Uuid;
 
+/// The row "kill -9 after POST, before record": at most one extra copy, same id, same bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_the_same_bytes_come_with_the_same_id() {
     let Some(rig) = Rig::start().await else { return };
@@ -96,6 +97,7 @@ async fn an_owner_that_lost_its_lease_stops_and_comes_back() {
     assert_eq!(rig.receiver.count(), 1);
 }
 
+/// The row "JetStream restart; stream loss", and P4: nothing that is owed needs the broker.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_goes_away_delays_only_the_announcements() {
     let Some(mut rig) = Rig::start().await else { return };

@@ -62,6 +62,7 @@ async fn a_job_tells_its_states_in_order_signed_and_traced() {
     assert!(traced >= 40, "{traced}");
 }
 
+/// P3: a crash between the commit and its announcement loses nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_announced_is_found_and_secrets_rotate() {
     let Some(rig) = Rig::start().await else { return };
