@@ -1,5 +1,6 @@
 //! Files of jobs through the whole of Ringback: both modes of the confirm handshake, links, crashes, drain, uploads.
 //! The receiver is a Python program that knows nothing of Ringback.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its report")]
 
 use http::Method;
 use ringback_test_support::client::{Client, Reply};
