@@ -339,11 +339,16 @@ impl<'a> Watch<'a> {
     /// When this child is to be stopped until a job comes; `None` while it has something to do. An SDK that spins
     /// takes the CPU from whatever the host shall do, and from the platform first.
     fn pause_at(&self) -> Option<Instant> {
-        let spins = self.place.settings.pause_idle && self.sdk.is_some_and(SdkVersion::spins_while_idle);
-        if !spins || self.ending.is_some() {
+        if !self.place.settings.pause_idle || self.ending.is_some() {
             return None;
         }
-        let idle = self.place.state().child.as_ref()?.idle()?;
+        let state = self.place.state();
+        let child = state.child.as_ref()?;
+        // The first contact may have been a ping, which does not tell the version.
+        if !child.sdk().or(self.sdk).is_some_and(SdkVersion::spins_while_idle) {
+            return None;
+        }
+        let idle = child.idle()?;
         let after_take = idle.waiting_since + PAUSE_AFTER_TAKE;
         Some(idle.last_job_ended.map_or(after_take, |at| after_take.max(at + PAUSE_AFTER_JOB)))
     }
