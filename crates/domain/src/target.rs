@@ -160,7 +160,12 @@ impl Target {
     }
 
     fn terminal(url: &str) -> Self {
-        Self { url: url.to_owned(), scope: EventScope::Terminal, format: BodyFormat::RunpodWebhook, profile: None }
+        Self {
+            url: url.to_owned(),
+            scope: EventScope::Terminal,
+            format: BodyFormat::RunpodWebhook,
+            profile: None,
+        }
     }
 }
 
