@@ -10,7 +10,7 @@ mod process;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use ringback_bus::{Bus, DeliveryAnnouncer};
+use ringback_bus::{Bus, BusError, DeliveryAnnouncer};
 use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown, blobs::BlobStore};
 use ringback_store::{Store, batches_fold::BatchEnv, observer::Observer};
 use serde::Serialize;
@@ -227,6 +227,10 @@ impl App {
     }
 }
 
+/// How often and how long, at the start, a pass waits for a tracker that starts beside it.
+const TRACKER_WAITS: u32 = 10;
+const TRACKER_WAIT: Duration = Duration::from_secs(1);
+
 /// Runs one pass again and again: every `every`, spread by up to a tenth so that replicas do not walk in step, and
 /// when the broker comes back.
 async fn repeat<R, F, Fut>(
@@ -242,7 +246,9 @@ async fn repeat<R, F, Fut>(
     Fut: Future<Output = Result<R, PassError>>,
 {
     let mut connectivity = app.context.bus.connectivity();
+    let mut waits = 0;
     loop {
+        let mut pause = every.mul_f64(rand::random_range(0.9..1.1));
         let began = std::time::Instant::now();
         let result = tokio::select! {
             result = run() => result,
@@ -250,7 +256,16 @@ async fn repeat<R, F, Fut>(
         };
         metrics::histogram!("ringback_reconciler_pass_seconds", "pass" => name).record(began.elapsed());
         match result {
-            Ok(report) => tell(name, &report),
+            Ok(report) => {
+                waits = TRACKER_WAITS;
+                tell(name, &report);
+            }
+            // Services start side by side.
+            Err(PassError::Bus(error @ BusError::NoResponders { .. })) if waits < TRACKER_WAITS => {
+                waits += 1;
+                pause = pause.min(TRACKER_WAIT);
+                tracing::debug!(pass = name, %error, "a pass waits for the tracker");
+            }
             Err(error) => {
                 metrics::counter!("ringback_reconciler_errors_total", "pass" => name).increment(1);
                 tracing::warn!(pass = name, %error, "a pass ended early; the next one does the rest");
@@ -259,7 +274,6 @@ async fn repeat<R, F, Fut>(
                 }
             }
         }
-        let pause = every.mul_f64(rand::random_range(0.9..1.1));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = reconnected(&mut connectivity), if on_reconnect => {}
