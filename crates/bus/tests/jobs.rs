@@ -215,7 +215,13 @@ async fn pulling_survives_the_kill_of_the_server() {
         async move { publisher.publish(publication(2, Lane::Hi)).await.is_stored() }
     })
     .await;
-    assert_eq!(next(&mut puller).await.subject, job(2, Lane::Hi));
+    let mut after = next(&mut puller).await;
+    if after.subject == job(1, Lane::Hi) {
+        // What a consumer has handed out is not on the disk at once: the killed server may have forgotten it.
+        puller.add_credits(1);
+        after = next(&mut puller).await;
+    }
+    assert_eq!(after.subject, job(2, Lane::Hi));
     before.acker.ack().await.unwrap();
     until("acknowledged", || async { matches!(rig.bus.has_job(&job(1, Lane::Hi)).await, Ok(false)) }).await;
 }
