@@ -61,9 +61,15 @@ fmt: ## Format the code
 	@cargo fmt --all
 
 .PHONY: bench
-bench: setup-nats ## Measure the whole way and the floor beside it (release build)
-	@cargo build --release -p ringback -p ringback-bench
-	@$(TARGET_DIR)/release/ringback-bench --ringback $(TARGET_DIR)/release/ringback $(ARGS)
+bench: setup-nats ## Measure the whole way and the floor beside it (the profile of images and packages)
+	@cargo build --profile dist -p ringback -p ringback-bench
+	@$(TARGET_DIR)/dist/ringback-bench --ringback $(TARGET_DIR)/dist/ringback $(ARGS)
+
+.PHONY: bench-webhooks
+bench-webhooks: setup-nats ## Measure the dispatcher alone beside bare POSTs, and good receivers beside bad ones
+	@cargo build --profile dist -p ringback-webhook-dispatcher -p ringback-bench
+	@$(TARGET_DIR)/dist/ringback-count speed
+	@$(TARGET_DIR)/dist/ringback-count neighbours
 
 .PHONY: clean
 clean: ## Remove builds, fetched tools and demo data

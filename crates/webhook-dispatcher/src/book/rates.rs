@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Tokens that may gather, as a part of a second's.
 const BURST: f64 = 0.1;
+/// Nobody is sent away for longer: the share of this process may have grown meanwhile.
+const ASK_AGAIN_MS: i64 = 1_000;
 /// A timer is late by less than this; whoever comes later than that has not waited.
 const LATE_MS: f64 = 1_000.0;
 /// Buckets kept; full ones are forgotten beyond that.
@@ -36,16 +38,17 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// This process owns so many of the partitions.
+    /// This process owns so many of the partitions. Whoever asks for a token owns one, even where the count comes
+    /// later than the partition.
     pub(crate) fn own(&self, owned: usize, partitions: usize) {
-        let share = (owned * 1_000_000).checked_div(partitions).unwrap_or(0);
+        let share = (owned.max(1) * 1_000_000).checked_div(partitions).unwrap_or(0);
         self.share.store(share.clamp(1, 1_000_000) as u64, Ordering::Relaxed);
     }
 
     /// Takes a token of `target`, which gets `per_second` of them.
     ///
     /// # Errors
-    /// When the next one is there, in Unix ms.
+    /// When to ask again, in Unix ms.
     pub(crate) fn take(&self, target: u64, per_second: u32, now_ms: i64) -> Result<(), i64> {
         let share = self.share.load(Ordering::Relaxed) as f64 / 1e6;
         let rate = f64::from(per_second.max(1)) * share;
@@ -65,7 +68,7 @@ impl Rates {
         let early = after - (now + burst_ms);
         if early > 1e-6 {
             bucket.waited_for = true;
-            return Err(now_ms + (early.ceil() as i64).max(1));
+            return Err(now_ms + (early.ceil() as i64).clamp(1, ASK_AGAIN_MS));
         }
         *bucket = Bucket { full_at_ms: after, waited_for: false };
         Ok(())
@@ -127,6 +130,19 @@ mod tests {
         rates.own(2, 8);
         let n = taken(&rates, 40, 0, 10_000);
         assert!((99..=102).contains(&n), "{n}");
+    }
+
+    #[test]
+    fn a_share_that_grows_is_noticed_soon() {
+        let rates = Rates::default();
+        // A partition may ask before its process has counted it.
+        rates.own(0, 8);
+        assert_eq!(rates.take(7, 1, 0), Ok(()));
+        let again = rates.take(7, 1, 0).unwrap_err();
+        assert!(again <= 1_000, "asleep until {again}");
+        rates.own(8, 8);
+        let n = taken(&rates, 1, again, again + 5_000);
+        assert!((3..=5).contains(&n), "{n}");
     }
 
     #[test]
