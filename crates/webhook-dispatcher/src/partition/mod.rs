@@ -127,6 +127,8 @@ impl Partition {
         // Both stay open as long as the process has its connection.
         let (mut listening, mut watching) = (true, true);
         loop {
+            // What landed last is written down before anybody asks whether all is.
+            self.write_down();
             let order = self.lease.borrow().order;
             match order {
                 Order::Lost => return Ok(Ended::Lost),
