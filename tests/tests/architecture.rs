@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 /// Layers from below; a crate may use crates of lower layers, and of its own layer only where [`SIDEWAYS`] says so.
 const LAYERS: [(&str, &[&str]); 5] = [
-    ("pure", &["domain"]),
+    ("pure", &["domain", "inference"]),
     ("wire", &["contracts"]),
     (
         "adapters",
