@@ -11,22 +11,31 @@
 //! The crate knows no network, no database and no metrics library: an [`Observer`] is told what happened.
 
 mod batch;
+mod batcher;
 mod config;
 mod encoder;
 mod engine;
 mod error;
 mod folder;
 mod model;
+mod observer;
 mod sentence_transformers;
+mod service;
 mod tensors;
 mod tokenize;
 mod weights;
 
 pub use batch::{Batch, Outputs};
+pub use batcher::{BatchLimits, Batcher, Entry, Popped, Refusal};
 pub use config::{Family, ModelConfig, ProblemType};
 pub use encoder::{Encoder, Pooling, Task};
 pub use engine::{Engine, EngineError, EngineInfo, FailureClass};
 pub use error::LoadError;
 pub use model::{Model, OpenOptions};
+pub use observer::{BatchReport, Observer, Outcome, Timings, Unobserved};
+pub use service::{
+    EncodeError, EncodeFuture, Encoded, EncoderHandle, EncoderService, ServiceHealth, ServiceOptions,
+    StartError,
+};
 pub use tokenize::{EncodeInput, TextTokenizer, TokenizeError, TokenizedText};
 pub use weights::{ClassifierHead, EncoderWeights, LayerNorm, LayerWeights, Linear};
