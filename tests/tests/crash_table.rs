@@ -134,6 +134,29 @@ async fn blobs(backend: Backend) {
         }
         all.extend(accepted);
     }
+    let sql = stack.sql().await;
+    for point in ["api.blob.before", "api.blob.after", "api.commit.before", "api.commit.after"] {
+        println!("--- {point}");
+        stack.terminate("api");
+        stack.spawn_over(Role::Api, "api", Some(&format!("{point}@1")));
+        let submits = submit_behind(&stack, point, &[("echo", large.clone())]);
+        stack.wait_dead("api", SOON).await;
+        stack.start_again("api").await;
+        let accepted = submits.await.expect("the submit");
+        assert_ended(&stack, &accepted, "COMPLETED", point).await;
+        all.extend(accepted);
+        // An input whose job was never inserted is known, and goes; one whose job was is kept. The repeated submit
+        // after the commit stored a second one in vain, and deleted it as soon as it knew.
+        assert_eq!(sql.count("SELECT COUNT(*) FROM blob_trash").await, 1, "{point}");
+        let orphans = usize::from(matches!(point, "api.blob.after" | "api.commit.before"));
+        assert_eq!(blobs_of(&stack, "in"), all.len() + orphans, "{point}");
+        sql.execute("UPDATE blob_trash SET added_at_ms = 1").await;
+        until("the trash to be emptied", SOON, || async {
+            (sql.count("SELECT COUNT(*) FROM blob_trash").await == 0).then_some(())
+        })
+        .await;
+        assert_eq!(blobs_of(&stack, "in"), all.len(), "{point}");
+    }
     balance_once_more(&stack, &all).await;
     let (inputs, outputs) = (blobs_of(&stack, "in"), blobs_of(&stack, "out"));
     for point in ["reconciler.blobs.before", "reconciler.blobs.after"] {
@@ -144,7 +167,6 @@ async fn blobs(backend: Backend) {
         stack.api.wait_end("brief", &accepted[0].id, SOON).await;
         stack.api.wait_settled(&accepted[0].id, LATER).await;
         reconciler_dies_and_returns(&mut stack, point).await;
-        let sql = stack.sql().await;
         assert_eq!(
             sql.count("SELECT COUNT(*) FROM blob_trash").await,
             2,

@@ -26,7 +26,7 @@ use crate::{
     submit::{
         outbound::Sent,
         pipeline::{Pending, other_request, over_quota},
-        place_input,
+        place_inputs,
     },
 };
 
@@ -102,8 +102,8 @@ pub(crate) async fn create(api: &Arc<Api>, mut request: BatchRequest) -> Result<
     for (index, job) in request.jobs.iter_mut().enumerate() {
         job.submit.batch = Some((id, u32::try_from(index).unwrap_or(u32::MAX)));
         job.submit.hold_deliveries_ms = HOLD_MS;
-        place_input(api, &mut job.submit).await?;
     }
+    place_inputs(api, request.jobs.iter_mut().map(|job| &mut job.submit)).await?;
     let jobs: Vec<Arc<Pending>> = request.jobs.into_iter().map(Arc::new).collect();
     let mut sent = Vec::with_capacity(jobs.len());
     for chunk in jobs.chunks(CHUNK) {

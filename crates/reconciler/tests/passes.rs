@@ -21,11 +21,12 @@ use ringback_service_runtime::{
     time,
 };
 use ringback_store::{
-    Urgency,
+    StoreError, Urgency,
+    blob_reservations::reserve_blobs,
     retention::purge_jobs,
     sea_orm::Value,
     sql,
-    submit::{InputAt, Submit},
+    submit::{InputAt, Submit, insert_submits},
 };
 use ringback_test_support::{
     files::Folder,
@@ -41,6 +42,7 @@ scenarios! {
     the_stream_of_another_database_is_made_anew: 30_000,
     due_jobs_are_judged_by_an_observer_that_saw_their_lease: 3_000,
     batches_come_to_their_end: 30_000,
+    a_reserved_blob_goes_unless_a_row_names_it: 30_000,
     retention_takes_what_nobody_needs_and_keeps_the_books: 30_000,
     events_go_by_their_own_time: 30_000,
     broken_books_are_found_and_named: 30_000,
@@ -296,10 +298,59 @@ async fn events_go_by_their_own_time(rig: &mut Rig) {
     rig.books_balance().await;
 }
 
+async fn reserve(rig: &Rig, key: &BlobKey) {
+    let keys = vec![key.as_str().to_owned()];
+    rig.store
+        .write(Urgency::Now, move |tx| {
+            let keys = keys.clone();
+            Box::pin(async move { reserve_blobs(tx, &keys).await })
+        })
+        .await
+        .unwrap();
+}
+
+/// Who dies between storing an input and inserting its job leaves a reservation, and the sweep deletes the blob; who
+/// dies later leaves a job with its input.
+async fn a_reserved_blob_goes_unless_a_row_names_it(rig: &mut Rig) {
+    let bench = reconciler(rig).await;
+    let key = |n: u8| BlobKey::new(format!("in/0193a5b0c1d27e3f8a4b5c6d7e8f9a{n:02}")).unwrap();
+    for n in [1, 2, 3] {
+        reserve(rig, &key(n)).await;
+        bench.blobs.put(&key(n), "\"large\"".into()).await.unwrap();
+    }
+    let with = |n: u8| Submit {
+        input: InputAt::Blob { key: key(n).as_str().to_owned(), size_bytes: 7 },
+        ..new_job()
+    };
+    rig.submit(vec![with(1)]).await;
+    assert_eq!(bench.app.retention().await.unwrap().blobs_left, 0, "the others may still get their rows");
+    rig.execute("UPDATE blob_trash SET added_at_ms = 1").await;
+    // The sweep may be at it: the row comes too late, and nothing of it stands.
+    let (counter, partitions) = (rig.store.counter_row(), rig.store.facts().partitions);
+    for late in [with(2), with(4)] {
+        let refused = rig
+            .store
+            .write(Urgency::Now, move |tx| {
+                let late = late.clone();
+                Box::pin(async move { insert_submits(tx, counter, partitions, &[&late]).await.map(drop) })
+            })
+            .await;
+        assert!(matches!(refused, Err(StoreError::Permanent { .. })), "{refused:?}");
+    }
+    assert_eq!(rig.number("SELECT COUNT(*) FROM jobs").await, 1);
+    assert_eq!(bench.app.retention().await.unwrap().blobs_left, 2);
+    assert!(bench.blobs.size(&key(1)).await.is_ok(), "a job needs it");
+    for n in [2, 3] {
+        assert!(bench.blobs.size(&key(n)).await.is_err(), "nobody names it");
+    }
+    assert_eq!(rig.number("SELECT COUNT(*) FROM blob_trash").await, 0);
+}
+
 async fn retention_takes_what_nobody_needs_and_keeps_the_books(rig: &mut Rig) {
     rig.tracker().await;
     let bench = reconciler(rig).await;
     let key = BlobKey::new("in/0193a5b0c1d27e3f8a4b5c6d7e8f9a0b").unwrap();
+    reserve(rig, &key).await;
     bench.blobs.put(&key, "\"large\"".into()).await.unwrap();
     let large = InputAt::Blob { key: key.as_str().to_owned(), size_bytes: 7 };
     let gone_at_once = || Submit { retain_completed_ms: 0, retain_failed_ms: 0, ..new_job() };
@@ -329,7 +380,8 @@ async fn retention_takes_what_nobody_needs_and_keeps_the_books(rig: &mut Rig) {
     // Retried meanwhile: it lives.
     assert!(matches!(rig.retry(ids[2], true).await, v1::command_reply::Reply::Job(_)));
     let report = bench.app.retention().await.unwrap();
-    assert_eq!((report.jobs, report.postponed, report.blobs), (2, 1, 1), "{report:?}");
+    // The input, and for each job that failed whatever an attempt may have stored in vain.
+    assert_eq!((report.jobs, report.postponed, report.blobs), (2, 1, 5), "{report:?}");
     assert_eq!(report.deliveries, 8);
     assert!(bench.blobs.size(&key).await.is_err(), "its blob is gone");
     for table in ["jobs", "job_inputs", "results"] {

@@ -8,6 +8,7 @@ mod artifacts_view;
 pub mod auth;
 pub mod batches;
 pub mod batches_fold;
+pub mod blob_reservations;
 pub mod books;
 pub mod chunks_write;
 mod counters;

@@ -109,10 +109,11 @@ const BLOBS: [Rows; 3] = [
     },
 ];
 
-/// Jobs with more than one attempt: one that was lost may have stored an output that no result names.
-const TRIED_AGAIN: Rows = Rows {
-    name: "retention.tried_again",
-    before: "SELECT id FROM jobs WHERE (run > 1 OR last_attempt > 1) AND id IN (",
+/// Jobs with more than one attempt, or ended by something else than a success: an attempt that was lost or came too
+/// late may have stored an output that no result names.
+const MAY_HAVE_MORE: Rows = Rows {
+    name: "retention.may_have_more",
+    before: "SELECT id FROM jobs WHERE (run > 1 OR last_attempt > 1 OR state > 2) AND id IN (",
     casts: LIST,
     after: ")",
 };
@@ -265,7 +266,7 @@ async fn remove_jobs(tx: &WriteTx, ids: &[JobId], purged: &mut Purged) -> Result
             purged.blobs.push(row.try_get_by_index(0)?);
         }
     }
-    for row in TRIED_AGAIN.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await? {
+    for row in MAY_HAVE_MORE.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await? {
         let job = job_id(&row)?;
         purged.blobs.extend(["out", "logs"].map(|kind| format!("{kind}/{}/", job.simple())));
     }

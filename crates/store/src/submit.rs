@@ -12,6 +12,7 @@ use sea_orm::{ConnectionTrait, Value};
 
 use crate::{
     CounterDelta, JobRow, StoreError, WriteTx, add_counters,
+    blob_reservations::keep_blobs,
     deliveries::{JobTransition, insert_deliveries, job_delivery},
     insert_jobs,
     sql::{self, LIST, Rows},
@@ -31,13 +32,23 @@ pub const METADATA_MAX_BYTES: usize = 4_096;
 pub enum InputAt {
     /// In the row, verbatim JSON.
     Inline(Bytes),
-    /// In the blob store.
+    /// In the blob store, stored under a reservation ([`crate::blob_reservations`]).
     Blob {
         /// Its key.
         key: String,
         /// Its length.
         size_bytes: u64,
     },
+}
+
+impl InputAt {
+    /// Its key in the blob store, where it lies there.
+    fn blob_key(&self) -> Option<&str> {
+        match self {
+            Self::Inline(_) => None,
+            Self::Blob { key, .. } => Some(key),
+        }
+    }
 }
 
 /// A job as its client wants it. Everything but the moment of acceptance, which the transaction gives.
@@ -198,6 +209,7 @@ pub async fn insert_submits(
         // Whether an expired row is looked at a moment later does not matter for a queued job.
         insert_jobs(tx, &rows, 0).await?;
         INSERT_INPUT.execute(tx.conn(), &inputs, |s, v| input_values(s, v)).await?;
+        keep_blobs(tx, &inputs.iter().filter_map(|s| s.input.blob_key()).collect::<Vec<_>>()).await?;
         insert_deliveries(tx, partitions, &deliveries).await?;
         hold_deliveries(tx, &inputs, &rows).await?;
         add_counters(tx, counter_row, &deltas).await?;

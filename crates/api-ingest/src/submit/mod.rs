@@ -4,7 +4,7 @@ pub(crate) mod outbound;
 pub(crate) mod parse;
 pub(crate) mod pipeline;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -13,8 +13,17 @@ use ringback_domain::{
     event::{EndpointKind, request_id_of},
     target::Target,
 };
-use ringback_service_runtime::{blobs::BlobKey, json::check_text, trace_context};
-use ringback_store::submit::{InputAt, Submit};
+use ringback_service_runtime::{
+    blobs::{BlobError, BlobKey},
+    fault,
+    json::check_text,
+    trace_context,
+};
+use ringback_store::{
+    Urgency,
+    blob_reservations::reserve_blobs,
+    submit::{InputAt, Submit},
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::{auth::Principal, catalog::Endpoint, error::ApiError, state::Api};
@@ -185,18 +194,52 @@ pub(crate) fn prepare(
 }
 
 /// Puts a large input into the blob store, before any transaction (P7). Answers its key.
-pub(crate) async fn place_input(api: &Api, submit: &mut Submit) -> Result<Option<BlobKey>, ApiError> {
-    let InputAt::Inline(bytes) = &submit.input else { return Ok(None) };
-    let size_bytes = bytes.len() as u64;
-    if size_bytes <= api.blobs.inline_max_bytes() {
-        return Ok(None);
-    }
-    let failed = |error: ringback_service_runtime::blobs::BlobError| {
+async fn place_input(api: &Api, submit: &mut Submit) -> Result<Option<BlobKey>, ApiError> {
+    Ok(place_inputs(api, std::iter::once(submit)).await?.pop())
+}
+
+/// [`place_input`] of many; answers the keys.
+pub(crate) async fn place_inputs(
+    api: &Api,
+    submits: impl Iterator<Item = &mut Submit>,
+) -> Result<Vec<BlobKey>, ApiError> {
+    let failed = |error: BlobError| {
         tracing::warn!(%error, "an input cannot be stored");
         ApiError::unavailable("the blob store is not available now; try again")
     };
-    let key = BlobKey::new(format!("in/{}", submit.id.simple())).map_err(failed)?;
-    api.blobs.put(&key, bytes.clone()).await.map_err(failed)?;
-    submit.input = InputAt::Blob { key: key.as_str().to_owned(), size_bytes };
-    Ok(Some(key))
+    let mut large = Vec::new();
+    for submit in submits {
+        let InputAt::Inline(bytes) = &submit.input else { continue };
+        let size_bytes = bytes.len() as u64;
+        if size_bytes > api.blobs.inline_max_bytes() {
+            let key = BlobKey::new(format!("in/{}", submit.id.simple())).map_err(failed)?;
+            let at = InputAt::Blob { key: key.as_str().to_owned(), size_bytes };
+            large.push((key, std::mem::replace(&mut submit.input, at)));
+        }
+    }
+    if large.is_empty() {
+        return Ok(Vec::new());
+    }
+    reserve(api, large.iter().map(|(key, _)| key.as_str().to_owned()).collect()).await?;
+    let mut placed = Vec::with_capacity(large.len());
+    for (key, input) in large {
+        let InputAt::Inline(bytes) = input else { continue };
+        fault::point("api.blob.before");
+        api.blobs.put(&key, bytes).await.map_err(failed)?;
+        fault::point("api.blob.after");
+        placed.push(key);
+    }
+    Ok(placed)
+}
+
+/// Writes down what is about to be stored: whatever ends this submit, its blobs are found.
+async fn reserve(api: &Api, keys: Vec<String>) -> Result<(), ApiError> {
+    let write = api.store.write(Urgency::Now, move |tx| {
+        let keys = keys.clone();
+        Box::pin(async move { reserve_blobs(tx, &keys).await })
+    });
+    match tokio::time::timeout(Duration::from_millis(api.limits.submit_timeout_ms), write).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(ApiError::unavailable("the database is not available now; try again")),
+    }
 }
