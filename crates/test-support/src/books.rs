@@ -131,6 +131,7 @@ pub async fn assert_identity(stack: &Stack, within: Duration) {
         let owed = sql
             .count(
                 "SELECT CAST((SELECT COALESCE(SUM(owed), 0) FROM jobs) + (SELECT COALESCE(SUM(owed), 0) FROM batches) \
+                 + (SELECT COALESCE(SUM(owed), 0) FROM events) \
                  + (SELECT COALESCE(SUM(owed), 0) FROM purged_totals) AS BIGINT)",
             )
             .await;
