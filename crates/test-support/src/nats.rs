@@ -25,11 +25,8 @@ impl NatsServer {
 
     /// Starts a server below `folder`; `None` (said loudly) where the program is missing.
     pub async fn start(folder: &Path) -> Option<Self> {
-        let project = tools::tool("bin/nats-server");
-        let found = if project.exists() { Some(project) } else { tools::on_path("nats-server") };
-        let program = tools::need(found, "nats-server", "run tools/setup nats")?;
         let mut server = Self {
-            program,
+            program: tools::nats_server()?,
             folder: folder.to_owned(),
             port: free_port(),
             password: uuid::Uuid::now_v7().simple().to_string(),

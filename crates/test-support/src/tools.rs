@@ -55,6 +55,14 @@ pub fn need<T>(found: Option<T>, what: &str, how: &str) -> Option<T> {
     found
 }
 
+/// The program nats-server: the project's own, else the one on PATH.
+#[must_use]
+pub fn nats_server() -> Option<PathBuf> {
+    let project = tool("bin/nats-server");
+    let found = if project.exists() { Some(project) } else { on_path("nats-server") };
+    need(found, "nats-server", "run tools/setup nats")
+}
+
 /// The Python of one of tools/setup's environments, for example `venv-runpod112`.
 pub fn python(environment: &str) -> Option<PathBuf> {
     let path = tool(environment).join("bin/python");

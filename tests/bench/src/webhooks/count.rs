@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use uuid::Uuid;
 
 use super::ledger::Ledger;
@@ -32,6 +34,9 @@ pub struct Args {
     /// Webhooks that may be outstanding
     #[arg(long, default_value_t = 5_000)]
     backlog: u64,
+    /// Seed of the moments and victims of the kills [default: a random one, which is printed]
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
@@ -44,16 +49,19 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
     }
     let (jobs, began) = (args.webhooks.div_ceil(LIFE), Instant::now());
     let mut kills: Vec<Instant> = Vec::new();
-    let mut next_kill = soon(args.kill_every_ms);
+    let seed = args.seed.unwrap_or_else(rand::random);
+    println!("seed                       {seed:>20}");
+    let mut dice = StdRng::seed_from_u64(seed);
+    let mut next_kill = soon(&mut dice, args.kill_every_ms);
     let (mut owed, mut told) = (0, began);
     loop {
         if next_kill.is_some_and(|at| at <= Instant::now()) {
-            let at = rand::random_range(0..alive.len());
+            let at = dice.random_range(0..alive.len());
             // Dropping it kills it with SIGKILL.
             drop(alive.swap_remove(at));
             kills.push(Instant::now());
             alive.push(rig.dispatcher()?);
-            next_kill = soon(args.kill_every_ms);
+            next_kill = soon(&mut dice, args.kill_every_ms);
         }
         let distinct = ledger.distinct();
         if owed < jobs && (owed * LIFE).saturating_sub(distinct) < args.backlog {
@@ -114,9 +122,9 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
 }
 
 /// A random moment about so far away.
-fn soon(every_ms: u64) -> Option<Instant> {
+fn soon(dice: &mut StdRng, every_ms: u64) -> Option<Instant> {
     (every_ms > 0).then(|| {
-        let ms = rand::random_range(every_ms / 2..=every_ms + every_ms / 2);
+        let ms = dice.random_range(every_ms / 2..=every_ms + every_ms / 2);
         Instant::now() + Duration::from_millis(ms)
     })
 }

@@ -64,9 +64,14 @@ struct State {
 }
 
 impl Ledger {
-    /// Listens.
+    /// Listens on a free port.
     pub(super) async fn start() -> Result<Self, BenchError> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// Listens there.
+    pub(super) async fn listen(address: SocketAddr) -> Result<Self, BenchError> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let key = signature::key_of(crate::instance::WEBHOOK_SECRET).unwrap_or_default();
         let state = Arc::new(State {

@@ -3,6 +3,7 @@
 mod count;
 mod ledger;
 mod neighbours;
+mod owed;
 mod posts;
 mod setup;
 mod speed;
@@ -45,6 +46,8 @@ pub enum Sub {
     Speed(speed::Args),
     /// Whether one dead and one dripping receiver delay 98 good ones
     Neighbours(neighbours::Args),
+    /// How much memory a dispatcher takes while very many deliveries are owed: first to a dead receiver, then to a good one
+    Owed(owed::Args),
     /// Bare POSTs by the dispatcher's HTTP client (started by `speed` itself)
     #[command(hide = true)]
     Posts(posts::Args),
@@ -59,6 +62,7 @@ pub async fn run(cli: Cli) -> Result<bool, BenchError> {
         Sub::Count(args) => count::run(&cli, args).await,
         Sub::Speed(args) => speed::run(&cli, args).await,
         Sub::Neighbours(args) => neighbours::run(&cli, args).await,
+        Sub::Owed(args) => owed::run(&cli, args).await,
         Sub::Posts(args) => posts::run(args).await,
     }
 }
