@@ -14,7 +14,7 @@ use ringback_domain::{
     AttemptRef, EndpointId, JobId, JobStatus, Nonce, ProjectId, job::EndReason, policy::Policy,
     target::Target,
 };
-use ringback_store::{deliveries::delivery_counts, endpoint_counts, sql, submit::Submit};
+use ringback_store::{Urgency, deliveries::delivery_counts, endpoint_counts, sql, submit::Submit};
 use ringback_test_support::wait::{always, until, until_true};
 use v1::{Verdict, command_reply::Reply, grant_reply::Answer};
 
@@ -39,6 +39,7 @@ scenarios! {
     chunks_are_kept_once_and_for_live_attempts_only: 30_000,
     a_lost_message_is_replaced_by_one_that_asks: 30_000,
     two_replicas_end_every_job_once: 30_000,
+    what_another_process_wrote_is_seen_before_anything_is_answered: 30_000,
 }
 
 async fn a_short_job_passes_through_in_progress_and_ends_once(rig: &mut Rig) {
@@ -614,6 +615,40 @@ async fn a_lost_message_is_replaced_by_one_that_asks(rig: &mut Rig) {
 }
 
 /// Everything is said twice, to whichever replica gets it, in batches that overlap.
+/// A tracker may still hold a live job as it wrote it. Another one has started the next run, or ended the job.
+async fn what_another_process_wrote_is_seen_before_anything_is_answered(rig: &mut Rig) {
+    rig.tracker().await;
+    let (retried, cancelled) = (rig.job().await, rig.job().await);
+    let attempt = first();
+    rig.beat("w1", &[(retried, attempt), (cancelled, attempt)]).await;
+    assert_eq!(rig.status(retried).await, JobStatus::InProgress);
+    let behind = |text: &'static str, job: JobId| {
+        rig.store.write(Urgency::Now, move |tx| {
+            Box::pin(async move { sql::execute(tx.conn(), text, [sql::id(job.as_bytes())]).await.map(drop) })
+        })
+    };
+    behind(
+        "UPDATE jobs SET state = 0, run = 2, seq = seq + 2, revision = revision + 2, last_attempt = 0, attempt = NULL, \
+         nonce = NULL, worker_id = NULL, started_at_ms = NULL, lease_until_ms = NULL WHERE id = $1",
+        retried,
+    )
+    .await
+    .unwrap();
+    behind(
+        "UPDATE jobs SET state = 4, seq = seq + 1, revision = revision + 1, nonce = NULL, worker_id = NULL, \
+         started_at_ms = NULL, lease_until_ms = NULL, ended_at_ms = 1, end_reason = 6 WHERE id = $1",
+        cancelled,
+    )
+    .await
+    .unwrap();
+
+    let next_run = AttemptRef { run: 2, ..first() };
+    assert_eq!(rig.outcome("w1", success(retried, next_run, "1")).await, Verdict::Committed);
+    assert_eq!(rig.status(retried).await, JobStatus::Completed);
+    assert_eq!(rig.outcome("w1", success(cancelled, attempt, "1")).await, Verdict::Obsolete);
+    assert_eq!(rig.status(cancelled).await, JobStatus::Cancelled);
+}
+
 async fn two_replicas_end_every_job_once(rig: &mut Rig) {
     rig.tracker().await;
     rig.tracker().await;

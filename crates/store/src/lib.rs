@@ -23,6 +23,7 @@ pub mod events;
 pub mod feed;
 pub mod inputs;
 mod jobs;
+mod live_cache;
 pub mod observer;
 pub mod partitions;
 pub mod progress;
@@ -46,5 +47,6 @@ pub use counters::{CounterDelta, EndpointCounts, add_counters, endpoint_counts, 
 pub use db::{Facts, Open, Store};
 pub use error::StoreError;
 pub use jobs::{JobRow, insert_jobs, lock_jobs, select_jobs, update_jobs};
+pub use live_cache::{LockedJob, lock_jobs_to_decide, prove};
 pub use sea_orm;
 pub use writer::{Urgency, WriteTx};

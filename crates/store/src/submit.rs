@@ -14,6 +14,7 @@ use crate::{
     CounterDelta, JobRow, StoreError, WriteTx, add_counters,
     blob_reservations::keep_blobs,
     deliveries::{JobTransition, insert_deliveries, job_delivery},
+    inputs::StoredInput,
     insert_jobs,
     sql::{self, LIST, Rows},
     usage::{Counting, OverQuota},
@@ -99,6 +100,16 @@ pub struct Submit {
     /// Nobody sends the first deliveries before this long after the insert: the jobs of a batch that is not open yet
     /// were not accepted. 0 = at once.
     pub hold_deliveries_ms: u64,
+}
+
+impl Submit {
+    fn stored_input(&self) -> StoredInput {
+        StoredInput {
+            input: self.input.clone(),
+            extra: self.extra.clone(),
+            secret_extra_encrypted: self.secret_extra_encrypted.clone(),
+        }
+    }
 }
 
 /// What became of one submit.
@@ -213,6 +224,9 @@ pub async fn insert_submits(
         insert_deliveries(tx, partitions, &deliveries).await?;
         hold_deliveries(tx, &inputs, &rows).await?;
         add_counters(tx, counter_row, &deltas).await?;
+        for (row, submit) in rows.iter().zip(&inputs) {
+            tx.remember(row.clone(), Some(submit.stored_input()));
+        }
     }
     let told = counting.close(tx, partitions).await?;
     Ok(admissions(plan, rows, deliveries, told))

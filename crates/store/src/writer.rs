@@ -21,7 +21,9 @@ use sea_orm::{
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
-    StoreError, sql,
+    StoreError,
+    live_cache::{Known, LiveCache},
+    sql,
     webhooks::registry::{Cache, Registry, next_position},
 };
 
@@ -39,6 +41,7 @@ pub struct WriteTx {
     conn: DatabaseTransaction,
     now_ms: i64,
     cache: Cache,
+    live: LiveCache,
     seen: std::sync::Mutex<Seen>,
 }
 
@@ -49,6 +52,8 @@ struct Seen {
     /// A command of this transaction changed webhooks or endpoints: what it sees may be rolled back.
     registry_changed: bool,
     position: Option<i64>,
+    /// Live jobs that this transaction wrote.
+    written: Vec<Known>,
 }
 
 impl std::fmt::Debug for WriteTx {
@@ -73,7 +78,20 @@ impl WriteTx {
     /// Whether this is PostgreSQL.
     #[must_use]
     pub fn is_postgres(&self) -> bool {
-        self.conn.get_database_backend() == DatabaseBackend::Postgres
+        self.backend() == DatabaseBackend::Postgres
+    }
+
+    pub(crate) fn backend(&self) -> DatabaseBackend {
+        self.conn.get_database_backend()
+    }
+
+    pub(crate) const fn live(&self) -> &LiveCache {
+        &self.live
+    }
+
+    /// A live job as it will be once this transaction has committed.
+    pub(crate) fn written(&self, known: Known) {
+        self.seen().written.push(known);
     }
 
     /// All registered webhooks and endpoints as this transaction sees them; asked once per transaction.
@@ -179,9 +197,13 @@ pub(crate) struct Writer {
 impl Writer {
     /// Starts the writer tasks on `pool`: one on SQLite, `parallel` on PostgreSQL. They end with the last sender.
     pub(crate) fn start(pool: DatabaseConnection, parallel: usize, cache: &Cache) -> Self {
+        let live = LiveCache::default();
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         let inbox = Arc::new(Mutex::new(Gathering::new(receiver)));
-        let task = || work(Pool { db: pool.clone(), cache: cache.clone() }, Arc::clone(&inbox));
+        let task = || {
+            let pool = Pool { db: pool.clone(), cache: cache.clone(), live: live.clone() };
+            work(pool, Arc::clone(&inbox))
+        };
         if pool.get_database_backend() == DatabaseBackend::Sqlite {
             if let Err(error) = on_own_thread(task()) {
                 tracing::warn!(%error, "no thread for the writer; it shares those of the requests");
@@ -279,6 +301,7 @@ impl Gathering {
 struct Pool {
     db: DatabaseConnection,
     cache: Cache,
+    live: LiveCache,
 }
 
 async fn work(pool: Pool, inbox: Arc<Mutex<Gathering>>) {
@@ -345,7 +368,10 @@ async fn run_all(pool: &Pool, commands: &mut [Queued]) -> Result<(), Failure> {
             return Err(Failure::Command(e));
         }
     }
-    tx.conn.commit().await.map_err(|e| Failure::Commit(StoreError::CommitUnknown { detail: e.to_string() }))
+    let WriteTx { conn, live, seen, .. } = tx;
+    conn.commit().await.map_err(|e| Failure::Commit(StoreError::CommitUnknown { detail: e.to_string() }))?;
+    live.put(seen.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).written);
+    Ok(())
 }
 
 async fn begin(pool: &Pool) -> Result<WriteTx, StoreError> {
@@ -359,7 +385,7 @@ async fn begin(pool: &Pool) -> Result<WriteTx, StoreError> {
     let (now_ms, position) =
         if sqlite { (now_ms(&conn).await?, None) } else { clock_and_position(&conn).await? };
     let seen = std::sync::Mutex::new(Seen { position, ..Seen::default() });
-    Ok(WriteTx { conn, now_ms, cache: pool.cache.clone(), seen })
+    Ok(WriteTx { conn, now_ms, cache: pool.cache.clone(), live: pool.live.clone(), seen })
 }
 
 /// PostgreSQL's clock and number of the transaction, in one question.

@@ -14,10 +14,11 @@ use ringback_bus::JobSubject;
 use ringback_contracts::v1;
 use ringback_domain::{AttemptRef, BatchId, EndpointId, JobId, JobStatus, TimestampMs};
 use ringback_store::{
-    CounterDelta, JobRow, StoreError, WriteTx,
+    CounterDelta, JobRow, LockedJob, StoreError, WriteTx,
     batches_fold::BatchEnv,
     chunks_write::{NewChunk, NewProgress},
-    lock_jobs,
+    inputs::StoredInput,
+    lock_jobs_to_decide, prove,
     results::{NewAttempt, NewResult},
     workers::renew_leases,
 };
@@ -70,6 +71,10 @@ pub(crate) struct Entry {
     row: JobRow,
     /// Its row must be written.
     dirty: bool,
+    /// Its input, where it was at hand.
+    input: Option<StoredInput>,
+    /// The row was not read in this transaction.
+    unproven: bool,
 }
 
 /// A delivery whose bytes are made once everything is decided.
@@ -159,8 +164,14 @@ pub(crate) async fn fold(
     let mut ids: Vec<JobId> = units.iter().filter(|u| !is_renewed(u)).map(|u| u.job).collect();
     ids.sort_unstable();
     ids.dedup();
-    let mut jobs: HashMap<JobId, Entry> =
-        lock_jobs(tx, &ids).await?.into_iter().map(|(id, row)| (id, Entry { row, dirty: false })).collect();
+    let mut jobs: HashMap<JobId, Entry> = lock_jobs_to_decide(tx, &ids)
+        .await?
+        .into_iter()
+        .map(|(id, job)| {
+            let LockedJob { row, input, unproven } = job;
+            (id, Entry { row, dirty: false, input, unproven })
+        })
+        .collect();
     let mut out = Out::default();
     let mut answers = Vec::with_capacity(units.len());
     for unit in units {
@@ -169,6 +180,12 @@ pub(crate) async fn fold(
         } else {
             decide::decide(unit, jobs.get_mut(&unit.job), &mut out, &context)
         });
+    }
+    // What is written is guarded by its revision.
+    let unproven: Vec<(JobId, i64)> =
+        jobs.iter().filter(|(_, e)| e.unproven && !e.dirty).map(|(id, e)| (*id, e.row.revision)).collect();
+    if !unproven.is_empty() {
+        prove(tx, &unproven).await?;
     }
     let after = write::write(tx, jobs, out, &context).await?;
     Ok(Folded { answers, after })

@@ -8,7 +8,7 @@ use ringback_store::{
     batches_fold::{BatchNews, count_in_batches},
     chunks_write::{insert_chunks, upsert_progress},
     deliveries::insert_deliveries,
-    inputs::select_inputs,
+    inputs::{StoredInput, select_inputs},
     results::{insert_attempts, insert_late, insert_results},
     update_jobs,
     usage::count_tokens,
@@ -33,7 +33,7 @@ pub(super) async fn write(
         echoed.sort_unstable();
         echoed.dedup();
     }
-    let inputs = if echoed.is_empty() { HashMap::new() } else { select_inputs(tx.conn(), &echoed).await? };
+    let inputs = inputs_of(tx, &echoed, &jobs).await?;
     let mut deliveries = deliver::deliveries(&out.owed, &jobs, &out.results, &inputs, context.now)?;
     let batches = BatchNews { ended: out.batches, started: registered::started_batches(&heard, &jobs) };
     deliveries.extend(registered::deliveries(
@@ -60,10 +60,15 @@ pub(super) async fn write(
         let partitions = context.env.batch.partitions;
         told.extend(registered::lost_workers(tx, partitions, &out.lost, &jobs, &registry).await?);
     }
-    let dirty: Vec<JobRow> = jobs.into_values().filter(|e| e.dirty).map(|e| e.row).collect();
+    let (dirty, at_hand): (Vec<JobRow>, Vec<Option<StoredInput>>) =
+        jobs.into_values().filter(|e| e.dirty).map(|e| (e.row, e.input)).unzip();
     if !dirty.is_empty() && !update_jobs(tx, &dirty, context.env.grace_ms).await? {
         metrics::counter!("ringback_tracker_conflicts_total").increment(1);
         return Err(StoreError::Transient { detail: "a job changed while it was folded".to_owned() });
+    }
+    for (mut row, input) in dirty.into_iter().zip(at_hand) {
+        row.revision += 1;
+        tx.remember(row, input);
     }
     if !out.results.is_empty() {
         insert_results(tx, &out.results).await?;
@@ -99,4 +104,19 @@ pub(super) async fn write(
         add_counters(tx, context.env.counter_row, &out.counters).await?;
     }
     Ok(after)
+}
+
+/// The inputs that bodies repeat: those at hand, else read.
+async fn inputs_of(
+    tx: &WriteTx,
+    ids: &[JobId],
+    jobs: &HashMap<JobId, Entry>,
+) -> Result<HashMap<JobId, StoredInput>, StoreError> {
+    let mut inputs: HashMap<JobId, StoredInput> =
+        ids.iter().filter_map(|id| Some((*id, jobs.get(id)?.input.clone()?))).collect();
+    let absent: Vec<JobId> = ids.iter().copied().filter(|id| !inputs.contains_key(id)).collect();
+    if !absent.is_empty() {
+        inputs.extend(select_inputs(tx.conn(), &absent).await?);
+    }
+    Ok(inputs)
 }
