@@ -98,6 +98,7 @@ pub(crate) fn fixed() -> Routes {
     get!(r, "/v1/artifacts/{id}/content", artifacts::content);
     get!(r, "/artifacts/{id}/{token}/{filename}", artifacts::download);
     post!(r, "/artifacts/{id}/{token}/confirm", artifacts::confirm);
+    get!(r, "/batches/{id}/{token}/{file}", files::linked);
     post!(r, "/v1/batches", batches::post);
     get!(r, "/v1/batches/{id}", batches::get);
     post!(r, "/v1/batches/{id}/cancel", batches::cancel);

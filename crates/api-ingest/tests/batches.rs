@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use common::Server;
 use http::Method;
+use ringback_contracts::v1;
 use ringback_domain::JobId;
-use ringback_test_support::{stack::Backend, wait::until};
+use ringback_store::deliveries::stored_of;
+use ringback_test_support::{client::Client, stack::Backend, wait::until};
 use serde_json::{Value, json};
 
 const TTS: &str = "[[batch_templates]]\npreset = \"tts\"\nendpoint = \"echo\"\n";
@@ -101,6 +103,91 @@ async fn a_batch_runs_to_its_end_on_sqlite() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_runs_to_its_end_on_postgres() {
     a_batch_runs_to_its_end(Backend::Postgres).await;
+}
+
+/// The body that a batch's `callback_url` is owed.
+async fn owed_body(server: &Server, id: &str) -> Value {
+    let rows = stored_of(server.store.read(), &[id.parse().unwrap()]).await.unwrap();
+    let [row] = rows.as_slice() else { panic!("{} deliveries", rows.len()) };
+    let parts = row.delivery.body.as_ref().unwrap().parts.iter().map(|part| match &part.part {
+        Some(v1::body_part::Part::Inline(bytes)) => bytes.to_vec(),
+        other => panic!("{other:?}"),
+    });
+    serde_json::from_slice(&parts.flatten().collect::<Vec<u8>>()).unwrap()
+}
+
+async fn links_in_bodies_need_no_key_and_end_with_retention(backend: Backend) {
+    let alias = "[[endpoints]]\nname = \"tts-v2\"\nalias = \"acme/tts\"\nexecutor = { builtin = \"echo\" }\n";
+    let Some(server) = Server::start(backend, "", alias).await else { return };
+    server.tracker().await;
+    let nobody = Client::new(server.api.base(), "");
+    let mut paths = Vec::new();
+    for name in ["endpoint", "model"] {
+        let named = if name == "model" { "acme/tts" } else { "echo" };
+        let items: Vec<Value> = (0..3).map(|n| json!({"input": {"n": n}})).collect();
+        let batch = json!({name: named, "items": items, "callback_url": "http://127.0.0.1:9/batch"});
+        let made = server.api.post("/v1/batches", &batch).await.expect(201);
+        let jobs: Vec<&str> =
+            made["job_ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+        server.attempt(jobs[0], 1).succeed_with("{\"n\": 0}").await;
+        server.attempt(jobs[1], 1).fail("no").await;
+        server.attempt(jobs[2], 1).succeed_with("{\"n\": 2}").await;
+        let id = made["batch_id"].as_str().unwrap().to_owned();
+        let body = owed_body(&server, &id).await;
+        // Runflow's body has it beside the counts.
+        let url = body["result_url"].as_str().or(body["output"]["result_url"].as_str());
+        let path = url.unwrap_or_else(|| panic!("{body}")).strip_prefix("http://public.test").unwrap();
+        let reply = nobody.get(path).await;
+        assert_eq!((reply.status, reply.text.lines().count()), (200, 3), "{path}: {}", reply.text);
+        let keyed = server.api.get(&format!("/v1/batches/{id}/results")).await;
+        assert_eq!(keyed.text, reply.text, "the keyed route gives the same");
+        assert_eq!(nobody.get(&format!("/v1/batches/{id}/results")).await.status, 401);
+        let folder = path.rsplit_once('/').unwrap().0.to_owned();
+        for (file, indexes) in [("output.jsonl", vec![0, 2]), ("errors.jsonl", vec![1])] {
+            let reply = nobody.get(&format!("{folder}/{file}")).await;
+            assert_eq!(reply.status, 200, "{}", reply.text);
+            let told: Vec<u64> = reply
+                .text
+                .lines()
+                .map(|line| serde_json::from_str::<Value>(line).unwrap()["index"].as_u64().unwrap())
+                .collect();
+            assert_eq!(told, indexes, "{file}");
+        }
+        paths.push((id, folder));
+    }
+    let sql = server.sql().await;
+    let [(first, of_first), (second, of_second)] = paths.as_slice() else { panic!("two batches") };
+    let token = |folder: &str| folder.rsplit('/').next().unwrap().to_owned();
+    for wrong in [
+        format!("/batches/{first}/{}/results.jsonl", token(of_second)),
+        format!("/batches/{first}/{}/results.jsonl", &token(of_first)[..31]),
+        format!("/batches/{first}/x/results.jsonl"),
+        format!("/batches/17/{}/results.jsonl", token(of_first)),
+        format!("{of_first}/results"),
+    ] {
+        let reply = nobody.get(&wrong).await;
+        assert_eq!(reply.status, 404, "{wrong}: {}", reply.text);
+    }
+    // One of its jobs is past its time: a file with a hole is not given out.
+    sql.execute("DELETE FROM jobs WHERE batch_index = 1").await;
+    let reply = nobody.get(&format!("{of_first}/results.jsonl")).await;
+    assert_eq!(reply.status, 410, "{}", reply.text);
+    // The whole batch is: the link proves that there was one.
+    sql.execute("DELETE FROM jobs").await;
+    sql.execute("DELETE FROM batches").await;
+    let reply = nobody.get(&format!("{of_second}/output.jsonl")).await;
+    assert_eq!(reply.status, 410, "{}", reply.text);
+    assert_eq!(nobody.get(&format!("/batches/{second}/x/output.jsonl")).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_in_bodies_need_no_key_and_end_with_retention_on_sqlite() {
+    links_in_bodies_need_no_key_and_end_with_retention(Backend::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_in_bodies_need_no_key_and_end_with_retention_on_postgres() {
+    links_in_bodies_need_no_key_and_end_with_retention(Backend::Postgres).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

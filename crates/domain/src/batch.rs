@@ -1,5 +1,6 @@
 //! Batches: counts and status of a set of jobs.
 
+use crate::BatchId;
 use crate::status::JobStatus;
 
 /// Status of a batch on the wire.
@@ -82,6 +83,55 @@ impl CancelMarker {
     }
 }
 
+/// A file that a batch leaves: one JSON line per job, in the order of its items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BatchFile {
+    /// All jobs.
+    Results,
+    /// The jobs that completed.
+    Output,
+    /// The jobs that did not.
+    Errors,
+}
+
+impl BatchFile {
+    /// Every file.
+    pub const ALL: [Self; 3] = [Self::Results, Self::Output, Self::Errors];
+
+    /// Its name in links.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Results => "results.jsonl",
+            Self::Output => "output.jsonl",
+            Self::Errors => "errors.jsonl",
+        }
+    }
+
+    /// Reads [`Self::name`] back.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|file| file.name() == name)
+    }
+
+    /// Whether it has a line for a job that ended so.
+    #[must_use]
+    pub const fn has(self, status: JobStatus) -> bool {
+        let completed = matches!(status, JobStatus::Completed);
+        match self {
+            Self::Results => true,
+            Self::Output => completed,
+            Self::Errors => !completed,
+        }
+    }
+
+    /// Where it is fetched without a key. `token` is the capability: who has the link may read the batch's files.
+    #[must_use]
+    pub fn link(self, public_url: &str, id: &BatchId, token: &str) -> String {
+        format!("{}/batches/{id}/{token}/{}", public_url.trim_end_matches('/'), self.name())
+    }
+}
+
 /// Counts of a batch. `failed` includes timed-out jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchCounts {
@@ -145,6 +195,20 @@ mod tests {
         assert_eq!((c.completed, c.failed, c.cancelled), (1, 2, 0));
         assert_eq!(c.status(CancelMarker::OnFailure), BatchStatus::Failed);
         assert_eq!(c.status(CancelMarker::ByRequest), BatchStatus::Cancelled);
+    }
+
+    #[test]
+    fn files_have_a_name_and_a_link_each() {
+        let id = BatchId::from_parts(0, [0; 10]);
+        for file in BatchFile::ALL {
+            assert_eq!(BatchFile::of_name(file.name()), Some(file));
+            let link = file.link("https://x.test/", &id, "tok");
+            assert_eq!(link, format!("https://x.test/batches/{id}/tok/{}", file.name()));
+        }
+        assert_eq!(BatchFile::of_name("results"), None);
+        let of = |status| BatchFile::ALL.map(|file| file.has(status));
+        assert_eq!(of(JobStatus::Completed), [true, true, false]);
+        assert_eq!(of(JobStatus::TimedOut), [true, false, true]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod artifact;
 pub mod batch;
+pub mod capability;
 pub mod event;
 pub mod ids;
 pub mod job;

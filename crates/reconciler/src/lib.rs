@@ -12,7 +12,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use ringback_bus::{Bus, BusError, DeliveryAnnouncer};
 use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown, blobs::BlobStore};
-use ringback_store::{Store, batches_fold::BatchEnv, observer::Observer};
+use ringback_store::{Store, batches_fold::BatchEnv, observer::Observer, secrets::SecretKey};
 use serde::Serialize;
 use tokio::{
     sync::{Mutex, watch},
@@ -39,6 +39,8 @@ pub struct Handles {
     pub bus: Bus,
     /// Large payloads: retention deletes them with their jobs.
     pub blobs: BlobStore,
+    /// Makes the capability in links.
+    pub secret_key: SecretKey,
     /// Base of the links that receivers get, without a trailing slash.
     pub public_url: String,
     /// Where the reconciler says whether it is ready.
@@ -66,7 +68,7 @@ impl App {
     /// Puts the reconciler together.
     #[must_use]
     pub fn build(config: &RingbackConfig, handles: Handles) -> Self {
-        let Handles { store, bus, blobs, public_url, readiness } = handles;
+        let Handles { store, bus, blobs, secret_key, public_url, readiness } = handles;
         let partitions = store.facts().partitions;
         let connectivity = bus.connectivity();
         let observer = Observer::new(Duration::from_millis(config.worker.lease_ms), move || {
@@ -79,7 +81,7 @@ impl App {
             ringback_service_runtime::config::RetentionConfig::default().resolve().delivery_attempts_ms;
         let context = Context {
             announcer: DeliveryAnnouncer::new(bus.clone(), partitions),
-            batches: BatchEnv { public_url, partitions },
+            batches: BatchEnv { public_url, partitions, key: secret_key },
             config: config.reconciler.clone(),
             lease_ms: config.worker.lease_ms,
             // The log is not kept per endpoint: the longest wish counts.

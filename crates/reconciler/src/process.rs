@@ -2,7 +2,7 @@
 
 use ringback_bus::Bus;
 use ringback_service_runtime::{Host, ServeError, blobs::BlobStore};
-use ringback_store::{Open, Store};
+use ringback_store::{Open, Store, secrets::SecretKey};
 
 use crate::{App, Handles};
 
@@ -17,6 +17,7 @@ pub async fn serve(host: Host) -> Result<(), ServeError> {
         store: store?,
         bus: Bus::connect(&host.config.nats, host.name).await?,
         blobs: BlobStore::open(&host.config.blobs, &host.config.data.dir)?,
+        secret_key: SecretKey::open(&host.config.data.secret_key_path())?,
         public_url: host.config.server.base_url(host.config.server.listen),
         readiness: host.readiness,
     };

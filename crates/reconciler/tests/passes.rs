@@ -25,6 +25,7 @@ use ringback_store::{
     blob_reservations::reserve_blobs,
     retention::purge_jobs,
     sea_orm::Value,
+    secrets::SecretKey,
     sql,
     submit::{InputAt, Submit, insert_submits},
 };
@@ -65,6 +66,7 @@ async fn reconciler(rig: &mut Rig) -> Bench {
         store: rig.store.clone(),
         bus: rig.bus.clone(),
         blobs: blobs.clone(),
+        secret_key: SecretKey::from_bytes(&[7; 32]),
         public_url: "https://ringback.example".to_owned(),
         readiness: Readiness::new(),
     };
@@ -424,6 +426,11 @@ async fn retention_takes_what_nobody_needs_and_keeps_the_books(rig: &mut Rig) {
     assert_eq!(bench.app.retention().await.unwrap().jobs, 0, "the batch still runs");
     rig.outcome("w1", success(jobs[1], first(), "1")).await;
     rig.execute("UPDATE deliveries SET state = 1").await;
+    rig.execute("UPDATE deliveries SET state = 0 WHERE owner_id IN (SELECT id FROM batches)").await;
+    rig.execute("UPDATE jobs SET next_check_at_ms = 1 WHERE state = 2").await;
+    let report = bench.app.retention().await.unwrap();
+    assert_eq!((report.jobs, report.postponed), (0, 2), "a body that waits has a link to them: {report:?}");
+    rig.execute("UPDATE deliveries SET state = 1 WHERE owner_id IN (SELECT id FROM batches)").await;
     rig.execute("UPDATE jobs SET next_check_at_ms = 1 WHERE state = 2").await;
     rig.execute("UPDATE batches SET next_check_at_ms = 1").await;
     let report = bench.app.retention().await.unwrap();

@@ -105,7 +105,11 @@ impl App {
             grace_ms: EXECUTION_GRACE_MS,
             counter_row: store.counter_row(),
             shards: u32::from(facts.shards),
-            batch: BatchEnv { public_url: public_url.clone(), partitions: facts.partitions },
+            batch: BatchEnv {
+                public_url: public_url.clone(),
+                partitions: facts.partitions,
+                key: secret_key.clone(),
+            },
         });
         let connectivity = bus.connectivity();
         let observer = Observer::new(Duration::from_millis(lease_ms), move || {

@@ -245,6 +245,13 @@ pub async fn is_open<C: ConnectionTrait>(conn: &C, id: BatchId) -> Result<Option
     row.map(|r| Ok(r.try_get_by_index::<Option<i64>>(0)?.is_some())).transpose()
 }
 
+/// How many of a batch's jobs there are still: retention takes them one by one.
+pub async fn jobs_left<C: ConnectionTrait>(conn: &C, id: BatchId) -> Result<u64, StoreError> {
+    let row = sql::query_one(conn, "SELECT COUNT(*) FROM jobs WHERE batch_id = $1", [sql::id(id.as_bytes())])
+        .await?;
+    row.map_or(Ok(0), |row| sql::get_u64(&row, 0, "count"))
+}
+
 /// One job of a batch with its result, for lists and result files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchItem {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ringback_contracts::{batch_id_of, job_id_of, v1};
 use ringback_domain::{
     BatchId, EndpointId, JobId, JobStatus, ProjectId, TimestampMs,
-    batch::{BatchCounts, BatchStatus, CancelMarker},
+    batch::{BatchCounts, BatchFile, BatchStatus, CancelMarker},
     event::{EventType, event_id, of_batch},
     target::{FORMAT_RUNFLOW, WebhookFormat},
     webhook::runflow_body::BatchItem as RunflowItem,
@@ -20,6 +20,7 @@ use sea_orm::{ConnectionTrait, QueryResult, Value};
 use crate::{
     StoreError, WriteTx,
     deliveries::{batch_delivery, body_to_wire, insert_deliveries},
+    secrets::SecretKey,
     sql::{self, LIST, Rows, get_u32},
     webhooks::{EventFacts, Registry, registry::parse_metadata},
 };
@@ -28,17 +29,27 @@ use crate::{
 pub const RETAIN_MS: u64 = 72 * 3_600_000;
 
 /// What a batch's end needs besides its row.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct BatchEnv {
     /// Base of the links that receivers get, without a trailing slash.
     pub public_url: String,
     /// Partitions of the deliveries.
     pub partitions: u16,
+    /// Makes the capability in these links.
+    pub key: SecretKey,
+}
+
+impl std::fmt::Debug for BatchEnv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BatchEnv").field("public_url", &self.public_url).finish_non_exhaustive()
+    }
 }
 
 impl BatchEnv {
-    fn result_url(&self, batch: BatchId) -> String {
-        format!("{}/v1/batches/{batch}/results", self.public_url)
+    /// Where a file of an ended batch is fetched without a key, in every body and every retry the same.
+    #[must_use]
+    pub fn link(&self, file: BatchFile, batch: &BatchId) -> String {
+        file.link(&self.public_url, batch, &self.key.batch_token(batch))
     }
 }
 
@@ -175,7 +186,7 @@ pub async fn count_in_batches(tx: &WriteTx, news: &BatchNews, env: &BatchEnv) ->
     let ids: Vec<BatchId> = ids.into_iter().collect();
     let mut counted = Counted::default();
     let mut rows = lock(tx, &ids).await?;
-    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env };
+    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env: Some(env) };
     for row in &mut rows {
         if news.started.contains(&row.id) {
             tell_processing(row, &telling, &mut counted);
@@ -188,7 +199,7 @@ pub async fn count_in_batches(tx: &WriteTx, news: &BatchNews, env: &BatchEnv) ->
         }
         settle(row, &telling, &mut counted);
     }
-    write(tx, &rows, env, &counted).await?;
+    write(tx, &rows, env.partitions, &counted).await?;
     Ok(counted)
 }
 
@@ -196,7 +207,15 @@ pub async fn count_in_batches(tx: &WriteTx, news: &BatchNews, env: &BatchEnv) ->
 struct Telling<'a> {
     registry: &'a Registry,
     now: TimestampMs,
-    env: &'a BatchEnv,
+    /// None while the batch cannot end: then nothing names a link.
+    env: Option<&'a BatchEnv>,
+}
+
+impl Telling<'_> {
+    fn link(&self, file: BatchFile, row: &Row) -> Option<String> {
+        let env = self.env.filter(|_| row.status != BatchStatus::InProgress)?;
+        Some(env.link(file, &row.id))
+    }
 }
 
 fn tell_processing(row: &mut Row, telling: &Telling<'_>, counted: &mut Counted) {
@@ -219,7 +238,7 @@ fn count(deliveries: &[v1::Delivery]) -> u32 {
 
 /// What registered webhooks are owed for an event of a batch.
 fn registered(row: &Row, seq: u32, event: EventType, telling: &Telling<'_>) -> Vec<v1::Delivery> {
-    let Telling { registry, now, env } = telling;
+    let Telling { registry, now, .. } = telling;
     if !registry.listens(row.project) {
         return Vec::new();
     }
@@ -237,7 +256,7 @@ fn registered(row: &Row, seq: u32, event: EventType, telling: &Telling<'_>) -> V
             let runflow = webhook.format == WebhookFormat::Runflow;
             let body = bodies[usize::from(runflow)].get_or_insert_with(|| {
                 body_to_wire(if runflow {
-                    runflow_body(row, *now, env)
+                    runflow_body(row, telling)
                 } else {
                     standard_body(row, seq, name, telling)
                 })
@@ -264,6 +283,8 @@ fn registered(row: &Row, seq: u32, event: EventType, telling: &Telling<'_>) -> V
 fn standard_body(row: &Row, seq: u32, event: EventType, telling: &Telling<'_>) -> Body {
     let ended = row.status != BatchStatus::InProgress;
     let (output, errors) = (FileKind::Output.id(row.id), FileKind::Errors.id(row.id));
+    let (output_url, errors_url) =
+        (telling.link(BatchFile::Output, row), telling.link(BatchFile::Errors, row));
     let since = TimestampMs(row.opened_at_ms.unwrap_or(row.created_at_ms));
     let data = envelope::batch(&BatchFacts {
         batch_id: &row.id.to_string(),
@@ -273,6 +294,8 @@ fn standard_body(row: &Row, seq: u32, event: EventType, telling: &Telling<'_>) -
         processing_ms: telling.now.since_ms(since),
         output_file_id: ended.then_some(&output),
         error_file_id: ended.then_some(&errors),
+        output_file_url: output_url.as_deref(),
+        error_file_url: errors_url.as_deref(),
         metadata: row.metadata.as_deref(),
     });
     let id = event_id(uuid::Uuid::from_bytes(*row.id.as_bytes()), seq);
@@ -297,15 +320,15 @@ async fn runflow_items(tx: &WriteTx, row: &Row) -> Result<Option<Vec<RunflowItem
     Ok(Some(items.into_iter().map(item).collect()))
 }
 
-fn runflow_body(row: &Row, now: TimestampMs, env: &BatchEnv) -> Body {
+fn runflow_body(row: &Row, telling: &Telling<'_>) -> Body {
     ringback_domain::webhook::runflow_body::batch_end(&ringback_domain::webhook::runflow_body::BatchEnd {
         batch_id: &row.id.to_string(),
         status: row.status,
         counts: row.counts,
         items: row.items.as_deref(),
-        result_url: &env.result_url(row.id),
+        result_url: &telling.link(BatchFile::Results, row).unwrap_or_default(),
         created_at: TimestampMs(row.created_at_ms),
-        completed_at: now,
+        completed_at: telling.now,
         metadata: row.metadata.as_deref(),
     })
 }
@@ -350,9 +373,7 @@ pub(crate) async fn tell_created(
 ) -> Result<Vec<v1::Delivery>, StoreError> {
     let registry = tx.registry().await?;
     let Some(mut row) = lock(tx, &[id]).await?.pop() else { return Ok(Vec::new()) };
-    // Nothing that is told of a batch that has not ended names a link.
-    let env = BatchEnv { public_url: String::new(), partitions };
-    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env: &env };
+    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env: None };
     let seq = row.seq + 1;
     let told = registered(&row, seq, EventType::BatchCreated, &telling);
     if told.is_empty() {
@@ -361,13 +382,13 @@ pub(crate) async fn tell_created(
     row.seq = seq;
     row.owed += count(&told);
     let counted = Counted { deliveries: told, ..Counted::default() };
-    write(tx, &[row], &env, &counted).await?;
+    write(tx, &[row], partitions, &counted).await?;
     Ok(counted.deliveries)
 }
 
 /// Brings marker, status and final delivery in line with the counts.
 fn settle(row: &mut Row, telling: &Telling<'_>, counted: &mut Counted) {
-    let Telling { now, env, .. } = *telling;
+    let now = telling.now;
     if row.cancel_rest && row.counts.failed > 0 && row.marker == CancelMarker::None {
         row.marker = CancelMarker::OnFailure;
         row.next_check_at_ms = Some(now.0);
@@ -386,9 +407,10 @@ fn settle(row: &mut Row, telling: &Telling<'_>, counted: &mut Counted) {
     counted.ended.push((row.id, status));
     if let Some(url) = &row.callback_url {
         let body = if row.callback_runflow {
-            runflow_body(row, now, env)
+            runflow_body(row, telling)
         } else {
-            let (id, result_url) = (row.id.to_string(), env.result_url(row.id));
+            let id = row.id.to_string();
+            let result_url = telling.link(BatchFile::Results, row).unwrap_or_default();
             body::batch_end(&BatchEnd { batch_id: &id, status, counts: row.counts, result_url: &result_url })
         };
         let trace = row.traceparent.as_deref();
@@ -418,7 +440,7 @@ const UPDATE: Rows = Rows {
     after: ") AS v WHERE batches.id = v.column1 AND batches.revision = v.column2",
 };
 
-async fn write(tx: &WriteTx, rows: &[Row], env: &BatchEnv, counted: &Counted) -> Result<(), StoreError> {
+async fn write(tx: &WriteTx, rows: &[Row], partitions: u16, counted: &Counted) -> Result<(), StoreError> {
     let written = UPDATE
         .execute(tx.conn(), rows, |r, v| {
             v.extend([
@@ -441,7 +463,7 @@ async fn write(tx: &WriteTx, rows: &[Row], env: &BatchEnv, counted: &Counted) ->
     if written != rows.len() as u64 {
         return Err(StoreError::transient("a batch changed while it was counted"));
     }
-    insert_deliveries(tx, env.partitions, &counted.deliveries).await?;
+    insert_deliveries(tx, partitions, &counted.deliveries).await?;
     Ok(())
 }
 
@@ -633,8 +655,11 @@ pub async fn recount(tx: &WriteTx, id: BatchId, env: &BatchEnv) -> Result<Option
     row.counts = counts;
     let mut counted = Counted::default();
     let registry = tx.registry().await?;
-    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env };
+    let telling = Telling { registry: &registry, now: TimestampMs(tx.now_ms()), env: Some(env) };
+    if row.callback_runflow && row.counts.ended() == row.counts.total {
+        row.items = runflow_items(tx, &row).await?;
+    }
     settle(&mut row, &telling, &mut counted);
-    write(tx, &[row], env, &counted).await?;
+    write(tx, &[row], env.partitions, &counted).await?;
     Ok(Some(counted))
 }

@@ -2,9 +2,10 @@
 //!
 //! A chunk is one transaction: rows go together with what belongs to them, and what was owed and delivered by them is
 //! added to `purged_totals`. A job with a pending delivery stays, and one with a dead delivery stays for
-//! [`KEEP_DEAD_MS`], because a person may still want it sent.
+//! [`KEEP_DEAD_MS`], because a person may still want it sent; so do the jobs of a batch with such a delivery, because
+//! its body has a link to their results.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use ringback_contracts::{batch_id_of, job_id_of};
 use ringback_domain::{BatchId, JobId, ProjectId, TimestampMs};
@@ -69,13 +70,13 @@ pub struct Purged {
 
 const LOCK_POSTGRES: Rows = Rows {
     name: "retention.lock",
-    before: "SELECT id, owed, next_check_at_ms, state FROM jobs WHERE id IN (",
+    before: "SELECT id, owed, next_check_at_ms, state, batch_id FROM jobs WHERE id IN (",
     casts: LIST,
     after: ") ORDER BY id FOR UPDATE",
 };
 const LOCK_SQLITE: Rows = Rows {
     name: "retention.select",
-    before: "SELECT id, owed, next_check_at_ms, state FROM jobs WHERE id IN (",
+    before: "SELECT id, owed, next_check_at_ms, state, batch_id FROM jobs WHERE id IN (",
     casts: LIST,
     after: ") ORDER BY id",
 };
@@ -197,16 +198,26 @@ const DELETE: [Rows; 9] = [
 pub async fn purge_jobs(tx: &WriteTx, ids: &[JobId]) -> Result<Purged, StoreError> {
     let lock = if tx.is_postgres() { &LOCK_POSTGRES } else { &LOCK_SQLITE };
     let rows = lock.query(tx.conn(), ids, |id, v| v.push(sql::id(id.as_bytes()))).await?;
-    let mut due: Vec<(JobId, i64)> = Vec::with_capacity(rows.len());
+    let mut due: Vec<(JobId, Option<BatchId>, i64)> = Vec::with_capacity(rows.len());
     for row in &rows {
         let check: Option<i64> = row.try_get_by_index(2)?;
         if check.is_some_and(|at| at <= tx.now_ms()) && row.try_get_by_index::<i64>(3)? >= 2 {
-            due.push((job_id(row)?, row.try_get_by_index(1)?));
+            let batch = row.try_get_by_index::<Option<Vec<u8>>>(4)?;
+            let batch = batch.map(|id| batch_id_of(&id)).transpose()?.flatten();
+            due.push((job_id(row)?, batch, row.try_get_by_index(1)?));
         }
     }
-    let held = held(tx, due.iter().map(|(id, _)| id.as_bytes())).await?;
-    let (stay, go): (Vec<_>, Vec<_>) = due.into_iter().partition(|(id, _)| held.contains_key(id.as_bytes()));
-    let stay: Vec<(JobId, i64)> = stay.iter().map(|(id, _)| (*id, held[id.as_bytes()])).collect();
+    let batches: BTreeSet<&BatchId> = due.iter().filter_map(|(_, batch, _)| batch.as_ref()).collect();
+    let jobs = due.iter().map(|(id, ..)| id.as_bytes());
+    let held = held(tx, jobs.chain(batches.into_iter().map(BatchId::as_bytes))).await?;
+    let (mut stay, mut go) = (Vec::new(), Vec::new());
+    for (id, batch, owed) in due {
+        let own = held.get(id.as_bytes());
+        match own.max(batch.as_ref().and_then(|batch| held.get(batch.as_bytes()))) {
+            Some(until) => stay.push((id, *until)),
+            None => go.push((id, owed)),
+        }
+    }
     postpone(tx, &stay).await?;
     let mut purged = Purged {
         jobs: go.len() as u64,

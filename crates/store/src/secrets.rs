@@ -15,9 +15,9 @@ use chacha20poly1305::{
     Key, KeyInit as _, XChaCha20Poly1305, XNonce,
     aead::{Aead as _, Payload},
 };
-use ringback_domain::artifact::{capability, capability_matches};
+use ringback_domain::capability::{Opens, capability, capability_matches};
 use ringback_domain::webhook::signature::{SecretError, SigningKey, format_secret};
-use ringback_domain::{ArtifactId, ProjectId};
+use ringback_domain::{ArtifactId, BatchId, ProjectId};
 use ringback_service_runtime::Redacted;
 use sea_orm::{ConnectionTrait, Value};
 use sha2::{Digest as _, Sha256};
@@ -171,13 +171,25 @@ impl SecretKey {
     /// The capability in the links of an artefact.
     #[must_use]
     pub fn artifact_token(&self, id: &ArtifactId) -> String {
-        capability(&self.capability_key, id)
+        capability(&self.capability_key, Opens::Artifact(id))
     }
 
     /// Whether a token from outside is that capability.
     #[must_use]
     pub fn is_artifact_token(&self, id: &ArtifactId, token: &str) -> bool {
-        capability_matches(&self.capability_key, id, token)
+        capability_matches(&self.capability_key, Opens::Artifact(id), token)
+    }
+
+    /// The capability in the links of a batch's files.
+    #[must_use]
+    pub fn batch_token(&self, id: &BatchId) -> String {
+        capability(&self.capability_key, Opens::Batch(id))
+    }
+
+    /// Whether a token from outside is that capability.
+    #[must_use]
+    pub fn is_batch_token(&self, id: &BatchId, token: &str) -> bool {
+        capability_matches(&self.capability_key, Opens::Batch(id), token)
     }
 
     /// Tells equal secrets apart from different ones without showing them: useless without the key file.

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ringback_contracts::v1;
 use ringback_domain::{
-    BatchId, JobStatus,
-    batch::BatchStatus,
+    BatchId,
+    batch::{BatchFile, BatchStatus},
     webhook::{body::Part, runflow_body},
 };
 use ringback_service_runtime::{config::BatchTemplate, json::check_text};
@@ -387,39 +387,24 @@ pub(crate) async fn results(
 ) -> Result<Response, NativeError> {
     let who = api.auth.authorize(&headers, ScopeSet::READ).await?;
     let row = find(&api, &who, &id).await?;
-    if row.status == BatchStatus::InProgress {
-        Err(ApiError::conflict(format!(
-            "the batch is IN_PROGRESS ({} of {} jobs have ended); its results come with its end",
-            row.counts.ended(),
-            row.counts.total
-        )))?;
-    }
-    Ok(item_lines(&api, row.id, Lines::All))
+    check_ended(&row)?;
+    Ok(item_lines(&api, row.id, BatchFile::Results))
 }
 
-/// Which items of a batch a file holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lines {
-    /// All.
-    All,
-    /// Those that completed.
-    Completed,
-    /// Those that did not.
-    Others,
-}
-
-impl Lines {
-    fn has(self, item: &BatchItem) -> bool {
-        match self {
-            Self::All => true,
-            Self::Completed => item.status == JobStatus::Completed,
-            Self::Others => item.status != JobStatus::Completed,
-        }
+/// The files of a batch come with its end.
+pub(crate) fn check_ended(row: &BatchRow) -> Result<(), ApiError> {
+    if row.status != BatchStatus::InProgress {
+        return Ok(());
     }
+    Err(ApiError::conflict(format!(
+        "the batch is IN_PROGRESS ({} of {} jobs have ended); its results come with its end",
+        row.counts.ended(),
+        row.counts.total
+    )))
 }
 
 /// JSON lines of a batch's items, in order, read page by page while they are sent.
-pub(crate) fn item_lines(api: &Arc<Api>, batch: BatchId, lines: Lines) -> Response {
+pub(crate) fn item_lines(api: &Arc<Api>, batch: BatchId, file: BatchFile) -> Response {
     let (api, blobs) = (Arc::clone(api), api.blobs.clone());
     let pages = stream::try_unfold(Some(0), move |from| {
         let api = Arc::clone(&api);
@@ -428,7 +413,7 @@ pub(crate) fn item_lines(api: &Arc<Api>, batch: BatchId, lines: Lines) -> Respon
             let items = batch_items(api.store.read(), batch, from, RESULT_PAGE, true).await?;
             let next =
                 if items.len() < RESULT_PAGE as usize { None } else { items.last().map(|i| i.index + 1) };
-            let shown = items.into_iter().filter(|item| lines.has(item)).flat_map(result_line);
+            let shown = items.into_iter().filter(|item| file.has(item.status)).flat_map(result_line);
             Ok(Some((shown.collect::<Vec<Part>>(), next)))
         }
     });

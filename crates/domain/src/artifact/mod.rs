@@ -1,11 +1,9 @@
 //! Artefacts: files made by jobs, their names, their states, and where they hide in a handler's output.
 
-mod capability;
 mod name;
 mod scan;
 mod shape;
 
-pub use capability::{capability, capability_matches};
 pub use name::{MAX_NAME_BYTES, file_name, url_segment};
 pub use scan::{Found, MAX_PATH_BYTES, Source, Wanted, replace, scan};
 pub use shape::{Shape, Shown, render};

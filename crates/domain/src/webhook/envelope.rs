@@ -183,6 +183,10 @@ pub struct BatchFacts<'a> {
     pub output_file_id: Option<&'a str>,
     /// File of the failures; once it has ended.
     pub error_file_id: Option<&'a str>,
+    /// Where both are fetched without a key; once it has ended.
+    pub output_file_url: Option<&'a str>,
+    /// The same of the failures.
+    pub error_file_url: Option<&'a str>,
     /// The client's metadata, a JSON object.
     pub metadata: Option<&'a [u8]>,
 }
@@ -207,6 +211,9 @@ pub fn batch(facts: &BatchFacts<'_>) -> Body {
         .number("cancelled", facts.counts.cancelled.into());
     file(facts.output_file_id, &mut object, "output_file_id");
     file(facts.error_file_id, &mut object, "error_file_id");
+    object
+        .opt_text("output_file_url", facts.output_file_url)
+        .opt_text("error_file_url", facts.error_file_url);
     let (s, ms) = (facts.processing_ms / 1_000, facts.processing_ms % 1_000);
     let seconds = format!("{s}.{ms:03}");
     object.json("processing_time_seconds", Json::Inline(seconds.as_bytes()));
@@ -294,11 +301,13 @@ mod tests {
             processing_ms: 12_034,
             output_file_id: Some("file-b-output"),
             error_file_id: None,
+            output_file_url: Some("https://x.test/b/output.jsonl"),
+            error_file_url: None,
             metadata: None,
         };
         assert_eq!(
             text(&batch(&facts)),
-            r#"{"batch_id":"b","endpoint":"echo","status":"COMPLETED","total_requests":3,"completed":2,"failed":1,"cancelled":0,"output_file_id":"file-b-output","error_file_id":null,"processing_time_seconds":12.034}"#
+            r#"{"batch_id":"b","endpoint":"echo","status":"COMPLETED","total_requests":3,"completed":2,"failed":1,"cancelled":0,"output_file_id":"file-b-output","error_file_id":null,"output_file_url":"https://x.test/b/output.jsonl","processing_time_seconds":12.034}"#
         );
     }
 }

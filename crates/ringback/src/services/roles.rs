@@ -99,6 +99,7 @@ pub(crate) async fn reconciler(platform: Platform, sql: Sql, shutdown: Shutdown)
         store: sql.store,
         bus: platform.bus,
         blobs: platform.blobs,
+        secret_key: sql.key,
         public_url: server.base_url(server.listen),
         readiness: platform.readiness,
     };
