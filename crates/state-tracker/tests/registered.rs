@@ -259,6 +259,9 @@ async fn a_batch_is_told_from_its_opening_to_its_end(rig: &mut Rig) {
     );
     assert_eq!(end["output_file_id"], format!("file_{hex}_output"));
     assert_eq!(end["error_file_id"], format!("file_{hex}_errors"));
+    let links = ["output_file_url", "error_file_url"].map(|name| end[name].as_str().unwrap_or_default());
+    assert!(links[0].starts_with("https://ringback.example/batches/"), "{end}");
+    assert!(links[0].ends_with("/output.jsonl") && links[1].ends_with("/errors.jsonl"), "{end}");
     assert!(end["processing_time_seconds"].as_f64().unwrap() >= 0.0);
     assert!(heard[0].1["data"]["output_file_id"].is_null());
     // One that ends without a start says nothing of processing.
@@ -396,8 +399,12 @@ async fn progress_is_told_now_and_then_and_its_last_value_for_certain(rig: &mut 
     })
     .await;
     rig.heartbeat(progress(job, attempt, "{\"n\":20}")).await;
+    assert_eq!(rig.number("SELECT COUNT(*) FROM events WHERE overtaken = 1").await, 0);
     rig.outcome("w", success(job, attempt, "1")).await;
-    // What waited gives way to the end.
+    // What was told and not taken is overtaken, and what waited gives way to the end.
+    let pending = "SELECT COUNT(*) FROM events e JOIN deliveries d ON d.owner_id = e.id AND d.state = 0";
+    assert!(rig.number(&format!("{pending} WHERE e.overtaken = 1")).await > 0);
+    assert_eq!(rig.number(&format!("{pending} WHERE e.overtaken = 0")).await, 0);
     assert_eq!(rig.number("SELECT COUNT(*) FROM progress_notices").await, 0);
     // Events of a job lie in its partition, and end as its id does.
     let other = rig

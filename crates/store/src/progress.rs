@@ -163,15 +163,36 @@ const DROP: Rows = Rows {
     name: "progress_notices.drop",
     before: "DELETE FROM progress_notices WHERE job_id IN (",
     casts: LIST,
+    after: ") RETURNING last",
+};
+
+/// Forgets jobs whose attempt is over: what waited gives way to the transition. Answers the last event that each target
+/// got, which is the only one that it may not have taken yet.
+///
+/// # Errors
+/// The database's, and a corrupt row.
+pub async fn drop_notices(tx: &WriteTx, jobs: &[JobId]) -> Result<Vec<(u32, Uuid)>, StoreError> {
+    let rows = DROP.query(tx.conn(), jobs, |id, v| v.push(sql::id(id.as_bytes()))).await?;
+    let mut last = Vec::new();
+    for row in &rows {
+        last.extend(decode_last(&row.try_get_by_index::<Vec<u8>>(0)?)?);
+    }
+    Ok(last)
+}
+
+const OVERTAKE: Rows = Rows {
+    name: "events.overtake",
+    before: "UPDATE events SET overtaken = 1 WHERE id IN (",
+    casts: LIST,
     after: ")",
 };
 
-/// Forgets jobs whose attempt is over: what waited gives way to the transition.
+/// Notes that the attempt which these events tell of is over: dispatchers end as superseded what is still pending.
 ///
 /// # Errors
 /// The database's.
-pub async fn drop_notices(tx: &WriteTx, jobs: &[JobId]) -> Result<(), StoreError> {
-    DROP.execute(tx.conn(), jobs, |id, v| v.push(sql::id(id.as_bytes()))).await.map(drop)
+pub async fn overtake(tx: &WriteTx, events: &[Uuid]) -> Result<(), StoreError> {
+    OVERTAKE.execute(tx.conn(), events, |id, v| v.push(sql::id(id.as_bytes()))).await.map(drop)
 }
 
 /// Jobs of which something waits that may be told since `before_ms`.

@@ -13,7 +13,7 @@ use ringback_store::Store;
 use ringback_store::secrets::SecretKey;
 
 use crate::bodies::Bodies;
-use crate::book::{Rates, Rules};
+use crate::book::{Process, Rules};
 use crate::directory::Directory;
 use crate::keyring::Keyring;
 use crate::meters::Meters;
@@ -99,7 +99,7 @@ impl App {
         let shared = Arc::new(Shared {
             announcer: DeliveryAnnouncer::new(bus.clone(), store.facts().partitions),
             directory: Directory::new(store.clone(), key.clone(), settings.profile),
-            rates: Arc::new(Rates::default()),
+            process: Arc::new(Process::new(settings.breaker, settings.target_in_flight)),
             rules: rules_of(settings.profile),
             strict: rules_of(Profile::RunpodStrict),
             standard: rules_of(Profile::Standard),

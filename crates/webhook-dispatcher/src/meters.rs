@@ -88,11 +88,15 @@ impl Meters {
         self.owned.set(partitions as f64);
     }
 
-    pub(crate) fn holds(&self, partition: u16, held: usize, in_flight: u32, open_breakers: usize) {
+    pub(crate) fn holds(&self, partition: u16, held: usize, in_flight: u32) {
         let label = partition.to_string();
         gauge!("ringback_deliveries_held", "partition" => label.clone()).set(held as f64);
-        gauge!("ringback_delivery_breakers_open", "partition" => label.clone()).set(open_breakers as f64);
         gauge!("ringback_deliveries_in_flight", "partition" => label).set(f64::from(in_flight));
+    }
+
+    /// Targets that this process leaves alone.
+    pub(crate) fn breakers(&self, open: usize) {
+        gauge!("ringback_delivery_breakers_open").set(open as f64);
     }
 }
 

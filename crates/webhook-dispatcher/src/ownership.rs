@@ -97,7 +97,7 @@ impl Ownership {
             self.take(partition).await?;
         }
         self.shared.meters.owns(self.owned.len());
-        self.shared.rates.own(self.owned.len(), usize::from(partitions));
+        self.shared.process.own(self.owned.len(), usize::from(partitions));
         Ok(())
     }
 

@@ -18,6 +18,10 @@ const HELD_BYTES: usize = 16 << 20;
 pub(crate) struct Settings {
     pub lease: Duration,
     pub book: BookLimits,
+    /// When a target is left alone.
+    pub breaker: BreakerLimits,
+    /// POSTs on their way to one target, all partitions of all processes together.
+    pub target_in_flight: u32,
     pub egress: Limits,
     pub profile: Profile,
     /// POSTs per second to a target that has no rate of its own.
@@ -44,17 +48,18 @@ impl Settings {
                     project: (in_flight - in_flight / 4).max(target),
                     quota: u32::try_from(HELD / 4).unwrap_or(u32::MAX),
                     project_quota: u32::try_from(HELD - HELD / 4).unwrap_or(u32::MAX),
-                    breaker: BreakerLimits {
-                        failures: config.breaker_failures,
-                        percent: config.breaker_failure_percent,
-                        open_ms: config.breaker_open_ms.cast_signed(),
-                        open_max_ms: config.breaker_open_max_ms.max(config.breaker_open_ms).cast_signed(),
-                    },
                 },
                 held: HELD,
                 bytes: HELD_BYTES,
                 retry_after_cap_ms: config.retry_after_max_ms,
             },
+            breaker: BreakerLimits {
+                failures: config.breaker_failures,
+                percent: config.breaker_failure_percent,
+                open_ms: config.breaker_open_ms.cast_signed(),
+                open_max_ms: config.breaker_open_max_ms.max(config.breaker_open_ms).cast_signed(),
+            },
+            target_in_flight: config.per_target_in_flight,
             egress: Limits {
                 deadline: Duration::from_millis(config.deadline_ms),
                 max_body_bytes: config.response_keep_bytes as usize,

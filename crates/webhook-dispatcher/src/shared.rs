@@ -14,7 +14,7 @@ use ringback_store::deliveries::partition_of;
 use uuid::Uuid;
 
 use crate::bodies::Bodies;
-use crate::book::{ChainKey, Owed, Place, Rates, Rules, Standing};
+use crate::book::{ChainKey, Owed, Place, Process, Rules, Standing};
 use crate::directory::{Directory, View};
 use crate::keyring::Keyring;
 use crate::meters::Meters;
@@ -28,7 +28,7 @@ pub(crate) struct Shared {
     pub announcer: DeliveryAnnouncer,
     pub client: Client,
     pub directory: Directory,
-    pub rates: Arc<Rates>,
+    pub process: Arc<Process>,
     /// The rules for the targets of jobs: the operator's, and those that endpoints may choose.
     pub rules: Arc<Rules>,
     pub strict: Arc<Rules>,

@@ -68,6 +68,32 @@ async fn two_dispatchers_share_the_work_and_hand_it_over() {
     assert_eq!(rig.receiver.count(), 3 * owed.len());
 }
 
+/// What lands after the order to hand over, as the last of its partition, is written down before the lease is given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_landing_is_written_down_before_a_partition_is_handed_over() {
+    let patient =
+        |config: &mut ringback_service_runtime::RingbackConfig| config.webhooks.deadline_ms = 15_000;
+    let Some(rig) = Rig::start_with(patient).await else { return };
+    rig.receiver.answer("/slow", Mode::Slow(Duration::from_secs(2)));
+    let dispatcher = Dispatcher::start(&rig, true);
+    // One in each partition: whatever else a partition does, this is all that it has to write.
+    let ids: Vec<JobId> = (0..8)
+        .map(|last| {
+            let mut bytes = *job().as_bytes();
+            bytes[15] = last;
+            JobId::from_uuid(Uuid::from_bytes(bytes))
+        })
+        .collect();
+    rig.owe(&ids.iter().map(|id| end(*id, &rig.url("/slow"))).collect::<Vec<_>>()).await;
+    until_true("all to be on their way", SOON, || async { rig.receiver.count() == 8 }).await;
+    // The order comes while they fly.
+    dispatcher.stop().await;
+    for id in &ids {
+        let view = rig.view(*id).await;
+        assert_eq!((view[0].state, view[0].attempts), (DeliveryState::Delivered, 1), "{id}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_lost_its_lease_stops_and_comes_back() {
     let Some(rig) = Rig::start().await else { return };

@@ -7,18 +7,24 @@ mod support;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringback_contracts::v1;
-use ringback_domain::JobId;
+use ringback_domain::event::{EventType, event_key};
 use ringback_domain::target::FORMAT_RUNFLOW;
 use ringback_domain::webhook::{runflow, signature::SigningKey};
+use ringback_domain::{JobId, JobStatus};
+use ringback_service_runtime::time::now_ms;
 use ringback_store::Urgency;
 use ringback_store::deliveries::DeliveryState;
+use ringback_store::events::insert_owned;
+use ringback_store::progress::overtake;
 use ringback_store::webhooks::crud::{self, Settings};
 use ringback_store::webhooks::secrets::{rotate, seal_headers};
 use ringback_test_support::receiver::{Hit, Mode};
 use ringback_test_support::signature::{new_secret, verify};
 use ringback_test_support::wait::{always, until, until_true};
-use support::{Dispatcher, Hook, PROJECT, Rig, SOON, end, job, life, to};
+use support::{Dispatcher, Hook, PROJECT, Rig, SOON, end, job, life, to, told};
+use uuid::Uuid;
 
 fn waits(retry: &'static str) -> impl FnOnce(&mut Settings) {
     move |settings| settings.retry = Some(retry.to_owned())
@@ -284,4 +290,73 @@ async fn retries_outlive_the_broker() {
         let wait = hits[1].at - hits[0].at;
         assert!(wait >= Duration::from_millis(3_900) && wait < Duration::from_secs(9), "{wait:?}");
     }
+}
+
+/// Progress of a job, as the tracker tells it; answers the event's id too.
+async fn owe_progress(rig: &Rig, hook: &Hook, of: JobId) -> (JobId, v1::Delivery) {
+    let key = event_key(now_ms().unsigned_abs(), rand::random(), Some(of.as_bytes()));
+    let delivery = v1::Delivery {
+        owner_id: Bytes::copy_from_slice(key.as_bytes()),
+        seq: 1,
+        event: EventType::JobProgress.code(),
+        ..to(hook.target(), told(of, 1, JobStatus::InProgress, ""))
+    };
+    let (partitions, owed) = (rig.store.facts().partitions, delivery.clone());
+    rig.store
+        .write(Urgency::Now, move |tx| {
+            let owed = owed.clone();
+            Box::pin(async move { insert_owned(tx, partitions, key.as_bytes(), "job", &[owed]).await })
+        })
+        .await
+        .unwrap();
+    (JobId::from_uuid(key), delivery)
+}
+
+/// The tracker's note that the attempt is over.
+async fn overtaken(rig: &Rig, event: JobId) {
+    let event = Uuid::from_bytes(*event.as_bytes());
+    rig.store
+        .write(Urgency::Now, move |tx| Box::pin(async move { overtake(tx, &[event]).await }))
+        .await
+        .unwrap();
+}
+
+/// The end of a job supersedes what waits of its progress: at the word, without the word, and under a new owner.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_gives_way_to_the_end_of_its_job() {
+    let Some(rig) = Rig::start().await else { return };
+    rig.receiver.answer("/busy", Mode::Status(503));
+    // The first retry comes soon, the second never within this test.
+    let hook = rig.hook(&rig.url("/busy"), waits(r#"{"waits_ms":[1500,900000],"jitter_percent":0}"#)).await;
+    let dispatcher = Dispatcher::start(&rig, true);
+    let (told, delivery) = owe_progress(&rig, &hook, job()).await;
+    rig.announce(std::slice::from_ref(&delivery)).await;
+    let (missed, delivery) = owe_progress(&rig, &hook, job()).await;
+    rig.announce(&[delivery]).await;
+    let tried = |event: JobId| {
+        let rig = &rig;
+        move || async move { rig.view(event).await[0].attempts == 1 }
+    };
+    until_true("a try of the first", SOON, tried(told)).await;
+    until_true("a try of the second", SOON, tried(missed)).await;
+    overtaken(&rig, missed).await;
+    overtaken(&rig, told).await;
+    let word = v1::Delivery {
+        owner_id: Bytes::copy_from_slice(told.as_bytes()),
+        seq: 1,
+        target: hook.target(),
+        overtaken: true,
+        ..v1::Delivery::default()
+    };
+    rig.announce(&[word]).await;
+    for event in [told, missed] {
+        let view = rig.ends(event, DeliveryState::Superseded).await;
+        assert_eq!(view[0].attempts, 1, "no further try");
+    }
+    dispatcher.kill();
+    let (left, _) = owe_progress(&rig, &hook, job()).await;
+    overtaken(&rig, left).await;
+    let _next = Dispatcher::start(&rig, true);
+    assert_eq!(rig.ends(left, DeliveryState::Superseded).await[0].attempts, 0);
+    assert_eq!(rig.receiver.count(), 2);
 }

@@ -21,7 +21,7 @@ use ringback_store::{
     chunks_write::{NewChunk, NewProgress},
     deliveries::body_to_wire,
     events::insert_owned,
-    progress::{Notice, PROGRESS, STREAMING, drop_notices, notices, pending, put_notices, values},
+    progress::{Notice, PROGRESS, STREAMING, drop_notices, notices, overtake, pending, put_notices, values},
     select_jobs,
     webhooks::{
         EventFacts, Registry,
@@ -47,7 +47,8 @@ pub(super) struct News<'a> {
     pub(super) due: &'a BTreeSet<JobId>,
 }
 
-/// Tells what may be told now and keeps the rest. Answers the deliveries, which are inserted.
+/// Tells what may be told now and keeps the rest; what was told of an attempt that is over is overtaken. Answers the
+/// deliveries, which are inserted, and the word to the dispatchers about those that are overtaken.
 pub(super) async fn tell(
     tx: &WriteTx,
     news: &News<'_>,
@@ -63,7 +64,7 @@ pub(super) async fn tell(
         .collect::<BTreeSet<_>>()
         .into_iter()
         .collect();
-    drop_notices(tx, &over).await?;
+    let mut deliveries = overtaken(tx, &over).await?;
     let ids: BTreeSet<JobId> = news
         .progress
         .keys()
@@ -73,7 +74,7 @@ pub(super) async fn tell(
         .collect();
     let ids: Vec<JobId> = ids.into_iter().collect();
     if ids.is_empty() {
-        return Ok(Vec::new());
+        return Ok(deliveries);
     }
     // Beats that only renewed a lease read no row.
     let unread: Vec<JobId> = ids.iter().filter(|id| !jobs.contains_key(id)).copied().collect();
@@ -87,9 +88,9 @@ pub(super) async fn tell(
     // What waits of an attempt that is over, told by nobody while no webhook listened, is void.
     let void: Vec<JobId> =
         news.due.iter().filter(|id| heard.iter().all(|(row, _)| row.job.id != **id)).copied().collect();
-    drop_notices(tx, &void).await?;
+    deliveries.extend(overtaken(tx, &void).await?);
     if heard.is_empty() {
-        return Ok(Vec::new());
+        return Ok(deliveries);
     }
     let heard_ids: Vec<JobId> = heard.iter().map(|(row, _)| row.job.id).collect();
     let mut kept = notices(tx, &heard_ids).await?;
@@ -97,7 +98,7 @@ pub(super) async fn tell(
     let untaken = if events.is_empty() { HashSet::new() } else { pending(tx, &events).await? };
     let unsaid: Vec<JobId> = heard_ids.into_iter().filter(|id| !news.progress.contains_key(id)).collect();
     let stored = if unsaid.is_empty() { HashMap::new() } else { values(tx, &unsaid).await? };
-    let (mut written, mut deliveries) = (Vec::new(), Vec::new());
+    let mut written = Vec::new();
     for (row, live) in heard {
         let mut notice = kept
             .remove(&row.job.id)
@@ -119,6 +120,22 @@ pub(super) async fn tell(
     }
     put_notices(tx, &written).await?;
     Ok(deliveries)
+}
+
+/// Ends what was told of attempts that are over, and says so to dispatchers. Which of these events are still pending is
+/// theirs to know.
+async fn overtaken(tx: &WriteTx, jobs: &[JobId]) -> Result<Vec<v1::Delivery>, StoreError> {
+    let last = drop_notices(tx, jobs).await?;
+    let events: BTreeSet<Uuid> = last.iter().map(|(_, event)| *event).collect();
+    overtake(tx, &events.into_iter().collect::<Vec<_>>()).await?;
+    let word = |(target, event): (u32, Uuid)| v1::Delivery {
+        owner_id: Bytes::copy_from_slice(event.as_bytes()),
+        seq: SEQ,
+        target,
+        overtaken: true,
+        ..v1::Delivery::default()
+    };
+    Ok(last.into_iter().map(word).collect())
 }
 
 /// Adds what a fold brought to what waits.

@@ -150,7 +150,9 @@ const STORED: Rows = Rows {
     before: "SELECT d.owner_id, d.seq, d.target, d.project_id, d.event, d.terminal, d.state, d.attempts, \
              d.created_at_ms, d.next_attempt_at_ms, d.last_status, \
              CASE WHEN d.state = 0 THEN d.url END, CASE WHEN d.state = 0 THEN COALESCE(s.body, d.body) END, \
-             COALESCE(j.traceparent, b.traceparent), d.format, d.replays, d.attempts_before \
+             COALESCE(j.traceparent, b.traceparent), d.format, d.replays, d.attempts_before, \
+             CASE WHEN d.state = 0 AND d.event IN (7, 21) THEN \
+             (SELECT e.overtaken FROM events e WHERE e.id = d.owner_id) END \
              FROM deliveries d LEFT JOIN deliveries s ON d.body_target IS NOT NULL AND d.state = 0 \
              AND s.owner_id = d.owner_id AND s.seq = d.seq AND s.target = d.body_target \
              LEFT JOIN jobs j ON j.id = d.owner_id LEFT JOIN batches b ON b.id = d.owner_id \
@@ -193,6 +195,7 @@ fn read_stored(row: &QueryResult) -> Result<Stored, StoreError> {
         format: get_u32(row, 14, "deliveries.format")?,
         replays: get_u32(row, 15, "deliveries.replays")?,
         attempts_before: get_u32(row, 16, "deliveries.attempts_before")?,
+        overtaken: row.try_get_by_index::<Option<i64>>(17)?.is_some_and(|overtaken| overtaken != 0),
     };
     let last_status = row.try_get_by_index::<Option<i64>>(10)?;
     Ok(Stored {

@@ -60,6 +60,11 @@ impl Breaker {
         self.state != State::Closed
     }
 
+    /// Whether it remembers nothing bad.
+    pub(super) fn is_fresh(&self) -> bool {
+        !self.is_open() && self.window == 0
+    }
+
     pub(super) fn pass(&mut self, now_ms: i64) -> Pass {
         match self.state {
             State::Closed => Pass::Free,

@@ -1,5 +1,6 @@
 //! Who may be in flight: fair turns over projects, then over their targets; a cap per target and per host, both
-//! shrinking with failures; a breaker and a rate per target.
+//! shrinking with failures. The lane to a target with its breaker, and its rate, are shared by all partitions of the
+//! process.
 //!
 //! A target is a registered webhook, or one URL without its query, for one project; a host is scheme, name and port,
 //! for one project. Answers that say "overloaded" or "broken" shrink the target; only faults of the transport shrink
@@ -9,8 +10,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::ChainKey;
-use super::breaker::{Breaker, BreakerLimits, Pass};
-use super::rates::Rates;
+use super::lanes::Entrance;
+use super::process::Process;
 
 /// Failures in a row after which a target may hold only a few deliveries in memory.
 const FAILING_AFTER: u32 = 4;
@@ -36,8 +37,6 @@ pub(crate) struct GateLimits {
     pub quota: u32,
     /// Deliveries of one project in memory.
     pub project_quota: u32,
-    /// When a target is left alone.
-    pub breaker: BreakerLimits,
 }
 
 /// Through which gates a delivery goes.
@@ -100,7 +99,6 @@ impl Gate {
 #[derive(Debug)]
 struct Target {
     gate: Gate,
-    breaker: Breaker,
     project: i64,
     host: u64,
     rate: Option<u32>,
@@ -114,10 +112,9 @@ struct Target {
 }
 
 impl Target {
-    /// Whether another one may fly as far as the target itself is concerned; a half-open breaker lets one pass.
+    /// Whether another one may fly as far as this partition's part of the target is concerned.
     fn has_place(&self) -> bool {
-        let cap = if self.breaker.is_open() { 1 } else { self.gate.cap };
-        self.gate.in_flight < cap
+        self.gate.in_flight < self.gate.cap
     }
 
     /// The next chain: in turn, but the oldest where it is a probe.
@@ -222,7 +219,8 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Gates {
     limits: GateLimits,
-    rates: Arc<Rates>,
+    partition: u16,
+    process: Arc<Process>,
     in_flight: u32,
     targets: HashMap<u64, Target>,
     hosts: HashMap<u64, Common>,
@@ -230,11 +228,23 @@ pub(crate) struct Gates {
     turns: Turns,
 }
 
+impl Drop for Gates {
+    /// What still flies is of no more account: its places go to other partitions.
+    fn drop(&mut self) {
+        for (target, t) in &self.targets {
+            for _ in 0..t.gate.in_flight {
+                self.process.lanes.leave(*target);
+            }
+        }
+    }
+}
+
 impl Gates {
-    pub(crate) fn new(limits: GateLimits, rates: Arc<Rates>) -> Self {
+    pub(crate) fn new(limits: GateLimits, partition: u16, process: Arc<Process>) -> Self {
         Self {
             limits,
-            rates,
+            partition,
+            process,
             in_flight: 0,
             targets: HashMap::new(),
             hosts: HashMap::new(),
@@ -245,11 +255,6 @@ impl Gates {
 
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight
-    }
-
-    /// Targets whose breaker is not closed.
-    pub(crate) fn open_breakers(&self) -> usize {
-        self.targets.values().filter(|t| t.breaker.is_open()).count()
     }
 
     /// Whether there is room for one more delivery in memory; if not, that is remembered.
@@ -303,7 +308,7 @@ impl Gates {
                 refill = true;
             }
             let idle = t.gate.held == 0 && t.gate.in_flight == 0 && !t.queued && !t.sleeping;
-            if idle && t.gate.failures == 0 && !t.breaker.is_open() {
+            if idle && t.gate.failures == 0 {
                 self.targets.remove(&place.target);
             }
         }
@@ -346,11 +351,6 @@ impl Gates {
             if t.ready.is_empty() || t.sleeping {
                 continue;
             }
-            let pass = t.breaker.pass(now_ms);
-            if let Pass::NotBefore(until_ms) = pass {
-                t.sleeping = true;
-                return Some(Turn::Sleep { target, until_ms });
-            }
             if !t.has_place() {
                 continue;
             }
@@ -363,13 +363,22 @@ impl Gates {
                 full.blocked.push_back(target);
                 continue;
             }
-            if let Some(rate) = t.rate
-                && let Err(until_ms) = self.rates.take(target, rate, now_ms)
-            {
+            let entrance = self.process.lanes.enter(self.partition, target, now_ms);
+            if let Entrance::NotBefore(until_ms) = entrance {
                 t.sleeping = true;
                 return Some(Turn::Sleep { target, until_ms });
             }
-            let Some(key) = t.pop(pass == Pass::Probe) else { continue };
+            if let Some(rate) = t.rate
+                && let Err(until_ms) = self.process.rates.take(target, rate, now_ms)
+            {
+                self.process.lanes.leave(target);
+                t.sleeping = true;
+                return Some(Turn::Sleep { target, until_ms });
+            }
+            let Some(key) = t.pop(entrance == Entrance::Probe) else {
+                self.process.lanes.leave(target);
+                continue;
+            };
             t.gate.in_flight += 1;
             host.gate.in_flight += 1;
             project.gate.in_flight += 1;
@@ -383,18 +392,13 @@ impl Gates {
     /// A flight ended.
     pub(crate) fn landed(&mut self, place: &Place, flow: Flow, now_ms: i64) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.process.lanes.landed(place.target, flow, now_ms);
         if let Some(t) = self.targets.get_mut(&place.target) {
             t.gate.in_flight = t.gate.in_flight.saturating_sub(1);
             match flow {
-                Flow::Good => {
-                    t.gate.good();
-                    t.breaker.good();
-                }
+                Flow::Good => t.gate.good(),
                 Flow::Neutral => {}
-                Flow::Bad | Flow::Dead => {
-                    t.gate.bad();
-                    t.breaker.bad(now_ms);
-                }
+                Flow::Bad | Flow::Dead => t.gate.bad(),
             }
         }
         self.queue(place.target);
@@ -442,7 +446,6 @@ impl Gates {
         self.hosts.entry(place.host).or_insert_with(|| Common::new(limits.host, HOST_FLOOR));
         self.targets.entry(place.target).or_insert_with(|| Target {
             gate: Gate::new(limits.target, 1),
-            breaker: Breaker::new(limits.breaker),
             project: place.project,
             host: place.host,
             rate: place.rate,

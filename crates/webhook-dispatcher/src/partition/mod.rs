@@ -17,10 +17,11 @@ use ringback_service_runtime::time::now_ms;
 use ringback_store::deliveries::{Claim, DeliveryState};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until};
+use uuid::Uuid;
 
 use self::reader::{Page, Reader, Taken};
 use self::recorder::{Recorder, Written};
-use crate::book::{Book, Change, Flight, Offer, Offered, Source, Standing};
+use crate::book::{Book, ChainKey, Change, Flight, Offer, Offered, Source, Standing};
 use crate::directory::View;
 use crate::send::{Landing, fly};
 use crate::shared::Shared;
@@ -93,7 +94,7 @@ enum Event {
 
 impl Partition {
     pub(crate) fn new(shared: Arc<Shared>, claim: Claim, lease: watch::Receiver<Lease>) -> Self {
-        let book = Book::new(shared.settings.book, Arc::clone(&shared.rates));
+        let book = Book::new(shared.settings.book, claim.partition, Arc::clone(&shared.process));
         let mut views = shared.directory.subscribe();
         let view = Arc::clone(&views.borrow_and_update());
         let mut reader = Reader::new(shared.store.clone(), claim.partition);
@@ -220,7 +221,8 @@ impl Partition {
             }
             if self.reader.sweep_is_due() {
                 let (held, flying) = (self.book.held(), self.book.in_flight());
-                self.shared.meters.holds(self.claim.partition, held, flying, self.book.open_breakers());
+                self.shared.meters.holds(self.claim.partition, held, flying);
+                self.shared.meters.breakers(self.shared.process.open_breakers());
             }
             self.reader.start(self.has_room(), now);
         }
@@ -301,6 +303,13 @@ impl Partition {
         }
         let now = now_ms();
         for delivery in events.deliveries {
+            if delivery.overtaken {
+                if let Ok(owner) = Uuid::from_slice(&delivery.owner_id) {
+                    let key = ChainKey { owner, target: delivery.target };
+                    self.book.overtake(key, delivery.seq, now);
+                }
+                continue;
+            }
             let (run, created_at_ms) = (delivery.run, delivery.created_at_ms);
             let attempts = delivery.attempts_before;
             let Some((owed, standing)) = self.shared.owed(&self.view, delivery, true) else {
@@ -310,7 +319,8 @@ impl Partition {
             };
             let source = Source::Announced { run };
             let due_at_ms = created_at_ms.min(now);
-            match self.book.offer(Offered { owed, standing, attempts, due_at_ms, source }, now) {
+            let offered = Offered { owed, standing, overtaken: false, attempts, due_at_ms, source };
+            match self.book.offer(offered, now) {
                 Offer::Taken | Offer::Known | Offer::Deferred => {}
                 Offer::Full => self.reader.want_round(),
             }
@@ -369,11 +379,13 @@ impl Partition {
                 continue;
             }
             let due_at_ms = row.next_attempt_at_ms.unwrap_or(now);
+            let overtaken = row.delivery.overtaken;
             let Some((owed, standing)) = self.shared.owed(&self.view, row.delivery, false) else {
                 tracing::error!(partition = self.claim.partition, "a stored delivery cannot be read");
                 continue;
             };
-            let offered = Offered { owed, standing, attempts: row.attempts, due_at_ms, source: Source::Read };
+            let (attempts, source) = (row.attempts, Source::Read);
+            let offered = Offered { owed, standing, overtaken, attempts, due_at_ms, source };
             match self.book.offer(offered, now) {
                 Offer::Taken => taken.taken += 1,
                 Offer::Known => {}

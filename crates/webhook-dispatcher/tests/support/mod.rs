@@ -231,6 +231,11 @@ impl Rig {
     /// Commits deliveries and announces them, as the tracker does.
     pub async fn owe(&self, deliveries: &[v1::Delivery]) {
         self.commit(deliveries).await;
+        self.announce(deliveries).await;
+    }
+
+    /// Announces as the tracker does.
+    pub async fn announce(&self, deliveries: &[v1::Delivery]) {
         let mut of: BTreeMap<u16, Vec<v1::Delivery>> = BTreeMap::new();
         for d in deliveries {
             let partition = partition_of(&d.owner_id, self.store.facts().partitions);
