@@ -13,6 +13,7 @@
 mod batch;
 mod batcher;
 mod config;
+mod cpu;
 mod encoder;
 mod engine;
 mod error;
@@ -28,6 +29,7 @@ mod weights;
 pub use batch::{Batch, Outputs};
 pub use batcher::{BatchLimits, Batcher, Entry, Popped, Refusal};
 pub use config::{Family, ModelConfig, ProblemType};
+pub use cpu::{CpuEngine, CpuOptions};
 pub use encoder::{Encoder, Pooling, Task};
 pub use engine::{Engine, EngineError, EngineInfo, FailureClass};
 pub use error::LoadError;
