@@ -24,6 +24,10 @@ setup: ## Fetch what demo and tests need into .tools/ (nats-server, RunPod SDKs,
 setup-nats:
 	@$(PYTHON) tools/setup nats
 
+.PHONY: model
+model: ## Fetch the text encoder all-MiniLM-L6-v2 into .tools/models/ (for `builtin:encoder`)
+	@$(PYTHON) tools/setup model
+
 .PHONY: build
 build: ## Build the program `ringback` (PROFILE=release for speed)
 	@cargo build --profile $(PROFILE) -p ringback
