@@ -19,6 +19,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "egress",
             "webhook-receiver",
             "worker-protocol",
+            "inference-cuda",
         ],
     ),
     ("services", &["api-ingest", "state-tracker", "gpu-worker", "webhook-dispatcher", "reconciler"]),
@@ -38,6 +39,10 @@ const SIDEWAYS: &[(&str, &str)] = &[
 
 /// Who may name the HTTP client: the crate that guards it, the command line (the operator's own requests) and tests.
 const HTTP_CLIENT: [&str; 3] = ["egress", "ringback", "test-support"];
+
+/// The only crate with unsafe code, and the lints that it has instead: the workspace's, but for unsafe code, which is
+/// allowed where a comment says why it is sound.
+const UNSAFE: &str = "inference-cuda";
 
 struct Manifest {
     name: String,
@@ -133,7 +138,11 @@ fn every_crate_inherits_the_lints() {
     let crates = manifests().into_iter().map(|manifest| (manifest.name, manifest.table));
     for (name, table) in crates.chain(tests) {
         let inherits = table.get("lints").and_then(|lints| lints.get("workspace")).and_then(Value::as_bool);
-        assert_eq!(inherits, Some(true), "{name} lacks [lints] workspace = true");
+        if name == UNSAFE {
+            own_lints_are_as_strict(&table);
+        } else {
+            assert_eq!(inherits, Some(true), "{name} lacks [lints] workspace = true");
+        }
         let package = table["package"].as_table().expect("[package]");
         for key in ["version", "edition", "license", "publish"] {
             let value = package.get(key).unwrap_or_else(|| panic!("{name} lacks {key}"));
@@ -143,6 +152,21 @@ fn every_crate_inherits_the_lints() {
     let workspace: Table =
         std::fs::read_to_string(root().join("Cargo.toml")).expect("the workspace").parse().expect("TOML");
     assert_eq!(workspace["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));
+}
+
+/// Cargo lets a crate inherit all lints or none, so [`UNSAFE`] writes them down again.
+fn own_lints_are_as_strict(table: &Table) {
+    let workspace: Table =
+        std::fs::read_to_string(root().join("Cargo.toml")).expect("the workspace").parse().expect("TOML");
+    for (tool, lints) in workspace["workspace"]["lints"].as_table().expect("[workspace.lints]") {
+        for (lint, level) in lints.as_table().expect("lints of a tool") {
+            let own = table["lints"].get(tool).and_then(|lints| lints.get(lint));
+            let wanted = if lint == "unsafe_code" { Value::from("allow") } else { level.clone() };
+            assert_eq!(own, Some(&wanted), "{UNSAFE}: lints.{tool}.{lint}");
+        }
+    }
+    assert_eq!(table["lints"]["clippy"]["undocumented_unsafe_blocks"].as_str(), Some("deny"));
+    assert_eq!(table["lints"]["rust"]["unsafe_op_in_unsafe_fn"].as_str(), Some("deny"));
 }
 
 /// A worker takes jobs and talks to the tracker: it may run where no database can be reached (DESIGN 7).
