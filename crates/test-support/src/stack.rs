@@ -78,6 +78,11 @@ impl Role {
     }
 }
 
+/// The key that may only read, beside another one of its project.
+fn reader_key(key: &str) -> String {
+    format!("{key}_reader")
+}
+
 #[derive(Debug)]
 struct Instance {
     role: Role,
@@ -104,6 +109,8 @@ pub struct Stack {
     pub secret: String,
     database_url: String,
     options: Options,
+    /// Variables that the processes of a name get.
+    variables: Vec<(String, String, String)>,
     folder: Folder,
     started_at: Instant,
 }
@@ -119,14 +126,19 @@ impl Stack {
     /// One process per service; `None` where something is missing and may be skipped.
     pub async fn apart(options: Options) -> Option<Self> {
         let mut stack = Self::prepare(options).await?;
-        stack.migrate();
-        for role in Role::APART {
-            stack.spawn(role, role.word(), None);
-        }
-        for role in Role::APART {
-            stack.wait_ready(role.word()).await;
-        }
+        stack.start_apart().await;
         Some(stack)
+    }
+
+    /// Starts one process per service in a prepared stack.
+    pub async fn start_apart(&mut self) {
+        self.migrate();
+        for role in Role::APART {
+            self.spawn(role, role.word(), None);
+        }
+        for role in Role::APART {
+            self.wait_ready(role.word()).await;
+        }
     }
 
     /// Broker, database, receiver and configuration, but no process of Ringback.
@@ -158,6 +170,7 @@ impl Stack {
             secret,
             database_url,
             options,
+            variables: Vec::new(),
             folder,
             started_at: Instant::now(),
         })
@@ -190,8 +203,16 @@ impl Stack {
         if let Some(fault) = fault {
             spec = spec.env("RINGBACK_FAULT", fault);
         }
+        for (_, variable, value) in self.variables.iter().filter(|(of, ..)| of == name) {
+            spec = spec.env(variable, value);
+        }
         let process = Process::spawn(spec);
         self.instances.insert(name.to_owned(), Instance { role, ops_port, process });
+    }
+
+    /// Processes started under this name from now on get a variable.
+    pub fn set_variable(&mut self, name: &str, variable: &str, value: &str) {
+        self.variables.push((name.to_owned(), variable.to_owned(), value.to_owned()));
     }
 
     /// [`Self::spawn`] in the place of a process that has ended.
@@ -303,6 +324,12 @@ impl Stack {
             Role::Dev | Role::Api => self.api.clone(),
             _ => Client::new(&format!("http://127.0.0.1:{}", instance.ops_port), ""),
         }
+    }
+
+    /// A client of the project `default` that may only read.
+    #[must_use]
+    pub fn reader(&self) -> Client {
+        self.api.with_key(&reader_key(self.api.key()))
     }
 
     /// Which database it runs on.

@@ -14,6 +14,7 @@ use ringback_store::secrets::SecretKey;
 
 use crate::bodies::Bodies;
 use crate::book::{Process, Rules};
+use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::keyring::Keyring;
 use crate::meters::Meters;
@@ -96,14 +97,16 @@ impl App {
         let client = Client::with_lookup(policy, settings.egress, lookup)?;
         let rules_of =
             |profile| Arc::new(Rules { profile, schedule: Schedule::of(profile), strict_order: false });
+        let clock = Arc::new(Clock::new());
         let shared = Arc::new(Shared {
             announcer: DeliveryAnnouncer::new(bus.clone(), store.facts().partitions),
-            directory: Directory::new(store.clone(), key.clone(), settings.profile),
+            directory: Directory::new(store.clone(), key.clone(), settings.profile, Arc::clone(&clock)),
             process: Arc::new(Process::new(settings.breaker, settings.target_in_flight)),
             rules: rules_of(settings.profile),
             strict: rules_of(Profile::RunpodStrict),
             standard: rules_of(Profile::Standard),
-            keyring: Keyring::new(store.clone(), key),
+            keyring: Keyring::new(store.clone(), key, Arc::clone(&clock)),
+            clock,
             bodies: Bodies::new(blobs),
             meters: Meters::new(),
             hasher: RandomState::new(),

@@ -13,7 +13,6 @@ use ringback_domain::target::{REGISTERED_TARGET_BASE, registered_webhook};
 use ringback_domain::webhook::response::Profile;
 use ringback_domain::webhook::schedule::RetryPolicy;
 use ringback_service_runtime::Shutdown;
-use ringback_service_runtime::time::now_ms;
 use ringback_store::deliveries::DeliveryState;
 use ringback_store::secrets::SecretKey;
 use ringback_store::webhooks::secrets::open_headers;
@@ -22,6 +21,7 @@ use ringback_store::{Store, StoreError};
 use tokio::sync::{Notify, watch};
 
 use crate::book::{Rules, Standing};
+use crate::clock::Clock;
 
 /// The number in SQL is compared this often; whoever changes something in this process asks at once.
 const LOOK: Duration = Duration::from_millis(500);
@@ -118,6 +118,7 @@ pub(crate) struct Directory {
     store: Store,
     key: SecretKey,
     operator: Profile,
+    clock: Arc<Clock>,
     view: watch::Sender<Arc<View>>,
     asked: Mutex<BTreeSet<u32>>,
     wake: Notify,
@@ -130,11 +131,12 @@ impl std::fmt::Debug for Directory {
 }
 
 impl Directory {
-    pub(crate) fn new(store: Store, key: SecretKey, operator: Profile) -> Self {
+    pub(crate) fn new(store: Store, key: SecretKey, operator: Profile, clock: Arc<Clock>) -> Self {
         Self {
             store,
             key,
             operator,
+            clock,
             view: watch::Sender::new(Arc::default()),
             asked: Mutex::default(),
             wake: Notify::new(),
@@ -199,7 +201,7 @@ impl Directory {
             }
         };
         let before = self.view();
-        let now = now_ms();
+        let now = self.clock.now_ms();
         let over = |w: &Webhook| w.is_expired(now);
         let aged = before.served.values().any(|served| served.expired != over(&served.webhook));
         let unsuspend = before.suspended.values().any(|until| *until <= Instant::now());

@@ -8,11 +8,12 @@ use ringback_domain::ProjectId;
 use ringback_domain::webhook::runflow;
 use ringback_domain::webhook::signature::SigningKey;
 use ringback_service_runtime::Redacted;
-use ringback_service_runtime::time::now_ms;
 use ringback_store::secrets::{SecretKey, ensure_secret, live_secrets};
 use ringback_store::webhooks::Webhook;
 use ringback_store::webhooks::secrets::live;
 use ringback_store::{Store, StoreError, Urgency};
+
+use crate::clock::Clock;
 
 /// A new secret of a project signs, and one that has run out stops signing, within this time.
 const FRESH: Duration = Duration::from_secs(5);
@@ -64,6 +65,7 @@ struct Cached {
 pub(crate) struct Keyring {
     store: Store,
     key: SecretKey,
+    clock: Arc<Clock>,
     cache: Mutex<HashMap<(bool, i64), Cached>>,
     first: tokio::sync::Mutex<()>,
 }
@@ -82,8 +84,8 @@ enum Found {
 }
 
 impl Keyring {
-    pub(crate) fn new(store: Store, key: SecretKey) -> Self {
-        Self { store, key, cache: Mutex::default(), first: tokio::sync::Mutex::default() }
+    pub(crate) fn new(store: Store, key: SecretKey, clock: Arc<Clock>) -> Self {
+        Self { store, key, clock, cache: Mutex::default(), first: tokio::sync::Mutex::default() }
     }
 
     /// The keys of an owner, at least one: nothing is sent unsigned.
@@ -174,7 +176,7 @@ impl Keyring {
             }
             Signer::Webhook(webhook, _) => {
                 let (id, name) = (i64::from(webhook.id), webhook.public_id.as_str());
-                let live = live(self.store.read(), &self.key, id, name, now_ms()).await?;
+                let live = live(self.store.read(), &self.key, id, name, self.clock.now_ms()).await?;
                 Ok(live.into_iter().map(|secret| secret.secret).collect())
             }
         }

@@ -9,6 +9,7 @@
 mod app;
 mod bodies;
 mod book;
+mod clock;
 mod directory;
 mod keyring;
 mod meters;

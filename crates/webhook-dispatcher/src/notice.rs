@@ -10,7 +10,6 @@ use ringback_domain::ArtifactId;
 use ringback_domain::artifact::{ArtifactState, FORMAT_NOTICE, NOTICE_DEADLINE_MS};
 use ringback_domain::webhook::response::{Reason, TransportFault, Verdict};
 use ringback_domain::webhook::schedule::SlowDown;
-use ringback_service_runtime::time::now_ms;
 use ringback_store::artifacts::artifact_by_id;
 
 use crate::book::{Flow, Owed, Tried};
@@ -65,7 +64,7 @@ pub(crate) async fn after(shared: &Shared, owed: &Owed, tried: &mut Tried) {
     let id = ArtifactId::from_uuid(owed.key.owner);
     let row = artifact_by_id(shared.store.read(), id).await;
     let until_ms = row.ok().flatten().and_then(|row| row.wait_until_ms);
-    let left_ms = until_ms.and_then(|until| u64::try_from(until - now_ms()).ok());
+    let left_ms = until_ms.and_then(|until| u64::try_from(until - shared.clock.now_ms()).ok());
     if let Some(left_ms) = left_ms {
         let wait = SlowDown::For(left_ms);
         tried.verdict = Verdict::Retry(Reason::Transport(TransportFault::Timeout), wait);

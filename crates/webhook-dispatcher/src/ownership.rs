@@ -68,7 +68,8 @@ impl Ownership {
         self.collect().await;
         // The lease is counted from before the request: the database cannot have granted it earlier.
         let began = Instant::now();
-        let membership = self.renew().await?;
+        let (membership, database_ms) = self.renew().await?;
+        self.shared.clock.see(began, database_ms);
         let valid_until = began + self.shared.settings.lease * (RENEWALS - 1) / RENEWALS;
         let partitions = self.shared.store.facts().partitions.max(1);
         for (partition, owned) in &self.owned {
@@ -101,14 +102,15 @@ impl Ownership {
         Ok(())
     }
 
-    async fn renew(&self) -> Result<Membership, StoreError> {
+    /// Renews the leases; answers also the database's clock.
+    async fn renew(&self) -> Result<(Membership, i64), StoreError> {
         let (me, lease_ms) = (Arc::clone(&self.me), self.lease_ms());
         let claims: Arc<Vec<Claim>> = Arc::new(self.owned.values().map(|owned| owned.claim).collect());
         self.shared
             .store
             .write(Urgency::Now, move |tx| {
                 let (me, claims) = (Arc::clone(&me), Arc::clone(&claims));
-                Box::pin(async move { keep_alive(tx, &me, &claims, lease_ms).await })
+                Box::pin(async move { Ok((keep_alive(tx, &me, &claims, lease_ms).await?, tx.now_ms())) })
             })
             .await
     }

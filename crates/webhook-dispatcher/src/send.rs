@@ -14,7 +14,6 @@ use ringback_domain::webhook::signature::{ID_HEADER, SIGNATURE_HEADER, TIMESTAMP
 use ringback_domain::webhook::{message_id, url::UrlError};
 use ringback_egress::{Answer, Post, Posted};
 use ringback_service_runtime::blobs::BlobError;
-use ringback_service_runtime::time::now_ms;
 use ringback_service_runtime::{fault, trace_context};
 use ringback_store::deliveries::event_name;
 use tracing::Instrument as _;
@@ -71,12 +70,15 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
     let url = match shared.client.check(url) {
         Ok(url) => url,
         // It was accepted under other rules.
-        Err(error) => return Landing::Tried(refused(&error)),
+        Err(error) => return Landing::Tried(refused(&error, shared.clock.now_ms())),
     };
     match notice::before(shared, owed).await {
         Ok(Notice::Send) => {}
         Ok(Notice::Over(verdict, why)) => {
-            return Landing::Tried(Tried { verdict, ..ours(TransportFault::Body, why.to_owned()) });
+            return Landing::Tried(Tried {
+                verdict,
+                ..ours(TransportFault::Body, why.to_owned(), shared.clock.now_ms())
+            });
         }
         Err(why) => return Landing::NotBegun(why),
     }
@@ -91,10 +93,10 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
     let body = match shared.bodies.whole(&owed.body).await {
         Ok(body) => body,
         Err(error @ BlobError::Transient(_)) => return Landing::NotBegun(error.to_string()),
-        Err(error) => return Landing::Tried(without_body(&error)),
+        Err(error) => return Landing::Tried(without_body(&error, shared.clock.now_ms())),
     };
     fault::point("dispatcher.post.before");
-    let (began, began_at_ms) = (Instant::now(), now_ms());
+    let (began, began_at_ms) = (Instant::now(), shared.clock.now_ms());
     let id = message_id(owed.key.owner, u64::from(owed.seq), owed.key.target);
     // Stamped just before sending: receivers allow five minutes.
     let timestamp_s = began_at_ms / 1000;
@@ -147,7 +149,7 @@ fn judge(profile: Profile, posted: Posted, began_at_ms: i64, duration_ms: u64) -
     };
     match posted.result {
         Ok(answer) => {
-            let now_s = (now_ms() / 1000).max(0).cast_unsigned();
+            let now_s = (began_at_ms.saturating_add_unsigned(duration_ms) / 1000).max(0).cast_unsigned();
             let Answer { status, retry_after, remote, .. } = &answer;
             tried.verdict = judge_status(profile, *status, retry_after.as_deref(), now_s);
             tried.status = Some(*status);
@@ -180,7 +182,7 @@ fn flow_of(fault: TransportFault) -> Flow {
     }
 }
 
-fn refused(error: &UrlError) -> Tried {
+fn refused(error: &UrlError, now_ms: i64) -> Tried {
     let fault = match error {
         UrlError::Address { .. } => TransportFault::Blocked,
         UrlError::TooLong(_)
@@ -190,19 +192,19 @@ fn refused(error: &UrlError) -> Tried {
         | UrlError::NoHost
         | UrlError::Port(_) => TransportFault::Url,
     };
-    ours(fault, error.to_string())
+    ours(fault, error.to_string(), now_ms)
 }
 
-fn without_body(error: &BlobError) -> Tried {
-    ours(TransportFault::Body, error.to_string())
+fn without_body(error: &BlobError, now_ms: i64) -> Tried {
+    ours(TransportFault::Body, error.to_string(), now_ms)
 }
 
-fn ours(fault: TransportFault, detail: String) -> Tried {
+fn ours(fault: TransportFault, detail: String, began_at_ms: i64) -> Tried {
     debug_assert!(matches!(judge_fault(fault), Verdict::Retry(Reason::Transport(_), _)));
     Tried {
         verdict: judge_fault(fault),
         flow: Flow::Neutral,
-        began_at_ms: now_ms(),
+        began_at_ms,
         duration_ms: 0,
         status: None,
         detail: Some(detail),

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::bodies::Bodies;
 use crate::book::{ChainKey, Owed, Place, Process, Rules, Standing};
+use crate::clock::Clock;
 use crate::directory::{Directory, View};
 use crate::keyring::Keyring;
 use crate::meters::Meters;
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub announcer: DeliveryAnnouncer,
     pub client: Client,
     pub directory: Directory,
+    /// The database's clock: due times, signatures and what is written down go by it.
+    pub clock: Arc<Clock>,
     pub process: Arc<Process>,
     /// The rules for the targets of jobs: the operator's, and those that endpoints may choose.
     pub rules: Arc<Rules>,

@@ -19,9 +19,10 @@ use ringback_domain::target::FORMAT_RUNPOD_STRICT;
 use ringback_egress::Lookup;
 use ringback_service_runtime::time::now_ms;
 use ringback_store::deliveries::{DeliveryState, DeliveryView};
+use ringback_test_support::hostile::{Habit, Hostile};
 use ringback_test_support::receiver::Mode;
 use ringback_test_support::wait::{until, until_true};
-use support::{Dispatcher, Habit, Hostile, Rig, SOON, end, job, to};
+use support::{Dispatcher, Rig, SOON, end, job, to};
 
 /// The first failed try of a job, once it is written down.
 async fn failed_once(rig: &Rig, job: JobId) -> DeliveryView {

@@ -102,8 +102,13 @@ impl Options {
             if let Some(secret) = secret {
                 writeln!(out, "webhook_secrets = [{{ secret = \"{secret}\" }}]").expect("a string");
             }
-            writeln!(out, "api_keys = [{{ name = \"test\", key = \"{key}\", scopes = {scopes} }}]\n")
-                .expect("a string");
+            let reader = super::reader_key(key);
+            writeln!(
+                out,
+                "api_keys = [{{ name = \"test\", key = \"{key}\", scopes = {scopes} }}, \
+                 {{ name = \"reader\", key = \"{reader}\", scopes = [\"read\"] }}]\n"
+            )
+            .expect("a string");
         }
         out.push_str(&self.tables);
         out

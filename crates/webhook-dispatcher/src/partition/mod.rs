@@ -13,7 +13,6 @@ use ringback_bus::{Announcement, Announcements, BusError, GapTracker, Seen};
 use ringback_contracts::{Message as _, v1};
 use ringback_domain::target::REGISTERED_TARGET_BASE;
 use ringback_domain::webhook::response::{Reason, Verdict};
-use ringback_service_runtime::time::now_ms;
 use ringback_store::deliveries::{Claim, DeliveryState};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until};
@@ -206,7 +205,7 @@ impl Partition {
 
     /// Starts whatever may start now.
     fn go_on(&mut self, order: Order) {
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         self.book.wake(now);
         self.reader.want_checks(self.book.take_checks());
         if self.book.take_refill() {
@@ -267,7 +266,7 @@ impl Partition {
         let now = Instant::now();
         let mut next = now + IDLE;
         if let Some(at_ms) = self.book.next_wake_ms() {
-            let wait = u64::try_from(at_ms - now_ms()).unwrap_or(0);
+            let wait = u64::try_from(at_ms - self.shared.clock.now_ms()).unwrap_or(0);
             next = next.min(now + Duration::from_millis(wait.max(1)));
         }
         // Without a valid lease nothing is read: only its renewal wakes the loop then.
@@ -301,7 +300,7 @@ impl Partition {
             }
             Seen::Old => return,
         }
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         for delivery in events.deliveries {
             if delivery.overtaken {
                 if let Ok(owner) = Uuid::from_slice(&delivery.owner_id) {
@@ -328,7 +327,7 @@ impl Partition {
     }
 
     fn landed(&mut self, flight: &Flight, landing: Landing) {
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         match landing {
             Landing::Tried(tried) => {
                 let (owner, seq, attempt) = (flight.owed.key.owner, flight.owed.seq, flight.n);
@@ -363,7 +362,7 @@ impl Partition {
 
     /// Takes what was read: first what has ended, because it decides what may still be sent.
     fn read(&mut self, page: Page) {
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         for row in page.stored.iter().filter(|row| row.state != DeliveryState::Pending) {
             if let Some(key) = reader::key_of(row) {
                 self.book.note_settled(key, row.delivery.seq, row.delivery.terminal, row.delivery.replays);
@@ -400,7 +399,7 @@ impl Partition {
     fn recorded(&mut self, result: Result<Written, ringback_store::StoreError>) -> Option<Ended> {
         match result {
             Ok(Written { lost: false, reopened }) => {
-                let now = now_ms();
+                let now = self.shared.clock.now_ms();
                 let written = self.recorder.written();
                 self.shared.meters.recorded(written.len());
                 for (at, change) in written.iter().enumerate() {

@@ -41,11 +41,6 @@ pub const PROJECT: ProjectId = ProjectId(1);
 pub const SOON: Duration = Duration::from_secs(20);
 pub const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-mod hostile;
-
-#[allow(unused_imports, reason = "several tests share this module, none uses all of it")]
-pub use hostile::{Habit, Hostile};
-
 pub struct Rig {
     pub config: RingbackConfig,
     pub store: Store,

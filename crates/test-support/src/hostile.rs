@@ -27,6 +27,7 @@ pub enum Habit {
 /// The receiver.
 #[derive(Debug)]
 pub struct Hostile {
+    /// Where it listens.
     pub address: SocketAddr,
     connections: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
@@ -36,15 +37,22 @@ pub struct Hostile {
 }
 
 impl Hostile {
+    /// Listens on a free port of loopback.
     pub async fn start(habit: Habit) -> Self {
         let (connections, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         if habit == Habit::HalfOpen {
-            let kept = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let kept = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
             let task = tokio::spawn(std::future::pending());
-            return Self { address: kept.local_addr().unwrap(), connections, open, task, _kept: Some(kept) };
+            return Self {
+                address: kept.local_addr().expect("listen"),
+                connections,
+                open,
+                task,
+                _kept: Some(kept),
+            };
         }
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let address = listener.local_addr().expect("listen");
         let (all, now) = (Arc::clone(&connections), Arc::clone(&open));
         let task = tokio::spawn(async move {
             loop {
@@ -61,16 +69,20 @@ impl Hostile {
         Self { address, connections, open, task, _kept: None }
     }
 
+    /// A URL of it.
+    #[must_use]
     pub fn url(&self, scheme: &str) -> String {
         format!("{scheme}://{}/hook", self.address)
     }
 
     /// Connections so far.
+    #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
     /// Connections open now.
+    #[must_use]
     pub fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
     }
