@@ -69,7 +69,7 @@ impl CudaEngine {
     /// # Errors
     /// If something is missing, the model is of a shape that the kernels do not compute, or memory does not suffice.
     pub fn load(encoder: Arc<Encoder>, options: &CudaOptions) -> Result<Self, CudaError> {
-        options.check()?;
+        options.check(&encoder)?;
         let shape = KernelShape::of(&encoder.config, options.precision)?;
         let found = device::usable(options.ordinal)?;
         let unavailable = |reason| CudaError::Unavailable { reasons: vec![reason] };

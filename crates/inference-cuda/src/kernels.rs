@@ -64,7 +64,7 @@ impl KernelShape {
             Err(CudaError::Unsupported { field, found: found.to_string(), limit })
         };
         let hidden = config.hidden_size;
-        if hidden == 0 || hidden > 1024 || hidden % 64 != 0 {
+        if hidden == 0 || hidden > 1024 || !hidden.is_multiple_of(64) {
             return refuse("hidden_size", hidden, "it must be a multiple of 64 and at most 1024");
         }
         let heads = config.num_attention_heads;
@@ -77,7 +77,7 @@ impl KernelShape {
             );
         }
         let intermediate = config.intermediate_size;
-        if intermediate == 0 || intermediate > 65_536 || intermediate % 8 != 0 {
+        if intermediate == 0 || intermediate > 65_536 || !intermediate.is_multiple_of(8) {
             return refuse("intermediate_size", intermediate, "it must be a multiple of 8 and at most 65536");
         }
         let positions = config.max_position_embeddings;

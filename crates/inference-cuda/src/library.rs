@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Every function of the driver that is called through cudarc. All exist since CUDA 11.4 (driver 470); cudarc's
 /// newer bindings would use others for timing between events and context creation, which is why neither is used.
-const DRIVER: [&str; 39] = [
+const DRIVER: [&str; 40] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGet",
@@ -46,6 +46,7 @@ const DRIVER: [&str; 39] = [
     "cuLaunchKernel",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",
+    "cuGraphExecDestroy",
     "cuGraphDestroy",
 ];
 

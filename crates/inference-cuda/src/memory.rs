@@ -50,7 +50,7 @@ impl Plan {
 /// # Errors
 /// If the kernels cannot compute the model, or an option is out of range.
 pub fn required_bytes(encoder: &Encoder, options: &CudaOptions) -> Result<u64, CudaError> {
-    options.check()?;
+    options.check(encoder)?;
     let shape = KernelShape::of(&encoder.config, options.precision)?;
     Ok(Plan::of(encoder, shape, options).total_bytes())
 }

@@ -1,6 +1,7 @@
 //! What the operator chooses.
 
 use crate::{error::CudaError, precision::Precision};
+use ringback_inference::Encoder;
 use std::path::PathBuf;
 
 /// How to run a model on a GPU.
@@ -40,11 +41,11 @@ impl Default for CudaOptions {
 }
 
 impl CudaOptions {
-    /// Checks the numbers.
+    /// Checks the numbers for this model.
     ///
     /// # Errors
     /// [`CudaError::Unsupported`], naming the option and its limit.
-    pub fn check(&self) -> Result<(), CudaError> {
+    pub fn check(&self, encoder: &Encoder) -> Result<(), CudaError> {
         if !(1..=1 << 20).contains(&self.max_batch_tokens) {
             let found = self.max_batch_tokens.to_string();
             return Err(CudaError::Unsupported {
@@ -59,6 +60,14 @@ impl CudaOptions {
                 field: "max_batch_sequences",
                 found,
                 limit: "it must be 1 to 65536",
+            });
+        }
+        if (self.max_batch_tokens as usize) < encoder.max_seq_len {
+            let found = self.max_batch_tokens.to_string();
+            return Err(CudaError::Unsupported {
+                field: "max_batch_tokens",
+                found,
+                limit: "it must hold one sequence of the model's max_seq_len",
             });
         }
         Ok(())

@@ -82,7 +82,7 @@ impl Emulator {
     pub(super) fn new(shape: KernelShape) -> Option<Self> {
         let program = need(on_path("g++"), "g++", "install g++: the kernels are run on the CPU with it")?;
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let compiled = load(&build(&program, shape));
+        let compiled = load(&build(&program, shape, ""));
         Some(Self { shape, compiled, blocks: Vec::new(), order: Order::Ascending, _alone: alone })
     }
 
@@ -140,10 +140,27 @@ impl Emulator {
     }
 }
 
-/// Compiles the emulator beside the test's program, once per source and shape.
-fn build(program: &Path, shape: KernelShape) -> PathBuf {
+/// Folder with a libcuda and a libcublasLt that run these kernels emulated (`emulator/driver.cc`); none, said aloud,
+/// where there is no g++.
+pub(super) fn driver(shape: KernelShape) -> Option<PathBuf> {
+    let program = need(on_path("g++"), "g++", "install g++: the kernels are run on the CPU with it")?;
+    let library = build(&program, shape, include_str!("../../emulator/driver.cc"));
+    let folder = library.with_extension("libraries");
+    std::fs::create_dir_all(&folder).expect("a folder for the driver");
+    for name in ["libcuda.so.1", "libcublasLt.so.13"] {
+        let link = folder.join(name);
+        if let Err(error) = std::os::unix::fs::symlink(&library, &link) {
+            assert!(link.exists(), "{}: {error}", link.display());
+        }
+    }
+    Some(folder)
+}
+
+/// Compiles the emulator, with `more` behind it, beside the test's program, once per source and shape.
+fn build(program: &Path, shape: KernelShape, more: &str) -> PathBuf {
     let mut source = kernels::source(("emulator.h", include_str!("../../emulator/emulator.h")));
     source.push_str(include_str!("../../emulator/emulator.cc"));
+    source.push_str(more);
     // As the GPU: products and sums are fused only where the source says so, or the compiler may.
     let options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-w", "-fno-gnu-unique"];
     let defines = shape.defines();
@@ -249,4 +266,17 @@ impl Ops for Emulator {
         Rig::gemm(self, gemm);
         Ok(())
     }
+}
+
+/// Makes a library with nothing in it; false, said aloud, where there is no g++.
+pub(super) fn empty_library(path: &Path) -> bool {
+    let Some(program) = need(on_path("g++"), "g++", "install g++: a library is made with it") else {
+        return false;
+    };
+    let source = path.with_extension("cc");
+    std::fs::write(&source, "").expect("an empty source");
+    let made =
+        Command::new(program).args(["-shared", "-o"]).arg(path).arg(&source).status().expect("g++ starts");
+    assert!(made.success());
+    true
 }
