@@ -336,29 +336,11 @@ async fn deliveries_of_an_unopened_batch_are_held() {
     use ringback_store::submit::{InputAt, Submit, insert_submits};
     let Some(server) = Server::start(Backend::Sqlite, "", "").await else { return };
     let endpoints = ringback_store::endpoints::list(server.store.read()).await.unwrap();
+    let (project, endpoint) = (endpoints[0].project, endpoints[0].id);
     let submit = Submit {
-        id: JobId::from_parts(1, [1; 10]),
-        project: endpoints[0].project,
-        endpoint: endpoints[0].id,
-        low_priority: false,
-        sync_id: false,
-        policy: ringback_domain::policy::Policy::default(),
-        ttl_ms: None,
-        execution_timeout_ms: 1_000,
-        retain_completed_ms: 1_000,
-        retain_failed_ms: 1_000,
         targets: ringback_domain::target::Target::of_submit(None, Some("http://127.0.0.1:9/x"), false),
-        batch: None,
-        client_ref: None,
-        idempotency_key: None,
-        request_hash: None,
-        traceparent: None,
-        metadata: None,
-        request_id: None,
-        input: InputAt::Inline("1".into()),
-        extra: None,
-        secret_extra_encrypted: None,
         hold_deliveries_ms: 900_000,
+        ..Submit::new(JobId::from_parts(1, [1; 10]), project, endpoint, InputAt::Inline("1".into()))
     };
     let free = Submit { id: JobId::from_parts(2, [2; 10]), hold_deliveries_ms: 0, ..submit.clone() };
     let inserted = server

@@ -12,7 +12,6 @@ use uuid::Uuid;
 use crate::{
     StoreError, WriteTx,
     sql::{self, Rows, get_u32},
-    webhooks::registry::feed_horizon,
 };
 
 /// Which deliveries. What is empty or missing leaves nothing out.
@@ -123,10 +122,6 @@ pub struct Place {
 }
 
 impl Place {
-    /// Before the first.
-    pub const START: Self =
-        Self { position: i64::MIN, key: DeliveryKey { owner: Uuid::nil(), seq: 0, target: 0 } };
-
     fn values(&self) -> [Value; 4] {
         [
             Value::from(self.position),
@@ -223,19 +218,7 @@ impl Where {
     }
 }
 
-/// The last place of the feed that may belong to a replay made now.
-async fn end_of_feed<C: ConnectionTrait>(conn: &C, project: ProjectId) -> Result<i64, StoreError> {
-    let row = sql::query_one(
-        conn,
-        "SELECT MAX(position) FROM deliveries WHERE project_id = $1",
-        [Value::from(project.0)],
-    )
-    .await?;
-    let last: Option<i64> = row.map(|row| row.try_get_by_index(0)).transpose()?.flatten();
-    Ok(last.unwrap_or(0).min(feed_horizon(conn).await?.saturating_sub(1)))
-}
-
-/// How many deliveries a replay made now would open again.
+/// How many deliveries a replay up to this place of the feed would open again.
 ///
 /// # Errors
 /// The database's.
@@ -243,55 +226,11 @@ pub async fn count<C: ConnectionTrait>(
     conn: &C,
     project: ProjectId,
     filter: &ReplayFilter,
+    upto_position: i64,
 ) -> Result<u64, StoreError> {
-    let upto = end_of_feed(conn, project).await?;
-    count_upto(conn, project, filter, upto).await
-}
-
-async fn count_upto<C: ConnectionTrait>(
-    conn: &C,
-    project: ProjectId,
-    filter: &ReplayFilter,
-    upto: i64,
-) -> Result<u64, StoreError> {
-    let w = Where::of(project, filter, upto);
+    let w = Where::of(project, filter, upto_position);
     let text = format!("SELECT COUNT(*) FROM deliveries d WHERE {}", w.text);
     sql::query_one(conn, &text, w.values).await?.map_or(Ok(0), |row| sql::get_u64(&row, 0, "count"))
-}
-
-/// Makes a replay. Safe to repeat with the same id.
-///
-/// # Errors
-/// The database's.
-pub async fn create(
-    tx: &WriteTx,
-    id: Uuid,
-    project: ProjectId,
-    filter: &ReplayFilter,
-    rate_per_second: u32,
-) -> Result<Replay, StoreError> {
-    let upto = end_of_feed(tx.conn(), project).await?;
-    let matched = count_upto(tx.conn(), project, filter, upto).await?;
-    let text = serde_json::to_string(filter).map_err(|e| StoreError::Permanent { detail: e.to_string() })?;
-    let mut values = vec![
-        sql::id(id.as_bytes()),
-        Value::from(project.0),
-        Value::from(text),
-        sql::int(rate_per_second.max(1)),
-        Value::from(upto),
-        sql::int(matched),
-        Value::from(tx.now_ms()),
-    ];
-    values.extend(Place::START.values());
-    sql::execute(
-        tx.conn(),
-        "INSERT INTO replays (id, project_id, filter, rate_per_second, upto_position, after_position, after_owner, \
-         after_seq, after_target, state, matched, queued, created_at_ms, updated_at_ms) \
-         VALUES ($1, $2, $3, $4, $5, $8, $9, $10, $11, 0, $6, 0, $7, $7) ON CONFLICT (id) DO NOTHING",
-        values,
-    )
-    .await?;
-    get(tx.conn(), project, id).await?.ok_or(StoreError::corrupt("replays"))
 }
 
 /// One replay of a project.

@@ -103,6 +103,36 @@ pub struct Submit {
 }
 
 impl Submit {
+    /// A job that asks for nothing beyond its input: nobody is told, no deadline but one second of work, its result kept
+    /// for a second.
+    #[must_use]
+    pub fn new(id: JobId, project: ProjectId, endpoint: EndpointId, input: InputAt) -> Self {
+        Self {
+            id,
+            project,
+            endpoint,
+            low_priority: false,
+            sync_id: false,
+            policy: Policy::default(),
+            ttl_ms: None,
+            execution_timeout_ms: 1_000,
+            retain_completed_ms: 1_000,
+            retain_failed_ms: 1_000,
+            targets: Vec::new(),
+            batch: None,
+            client_ref: None,
+            idempotency_key: None,
+            request_hash: None,
+            traceparent: None,
+            metadata: None,
+            request_id: None,
+            input,
+            extra: None,
+            secret_extra_encrypted: None,
+            hold_deliveries_ms: 0,
+        }
+    }
+
     fn stored_input(&self) -> StoredInput {
         StoredInput {
             input: self.input.clone(),

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up shall fail the test")]
 
+mod common;
+
 use std::sync::Arc;
 
+use common::{Opened as _, on_both};
 use ringback_contracts::{Message as _, v1};
 use ringback_domain::target::Target;
 use ringback_domain::webhook::body;
@@ -18,36 +21,11 @@ use ringback_store::partitions::{Membership, Take, acquire, depart, keep_alive, 
 use ringback_store::secrets::{
     SecretKey, add_secret, ensure_secret, live_secrets, set_secrets, signing_keys,
 };
-use ringback_store::{Open, Store, StoreError, Urgency, sql};
-use ringback_test_support::postgres::Postgres;
+use ringback_store::{Store, StoreError, Urgency, sql};
 use uuid::Uuid;
 
 const PROJECT: ProjectId = ProjectId(3);
 const NOW: i64 = 1_800_000_000_000;
-
-async fn open(url: String) -> Store {
-    let open = Open::url(url);
-    Store::migrate(&open).await.unwrap();
-    Store::open(&open).await.unwrap()
-}
-
-/// Runs a check on a fresh database of each kind.
-macro_rules! on_both {
-    ($($check:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $check() {
-                let dir = tempfile::tempdir().unwrap();
-                super::$check(super::open(format!("sqlite://{}/t.db", dir.path().display())).await).await;
-            })+
-        }
-        #[tokio::test]
-        async fn the_same_on_postgresql() {
-            let Some(server) = Postgres::start().await else { return };
-            $($check(open(server.database(stringify!($check)).await).await).await;)+
-        }
-    };
-}
 
 on_both!(
     a_delivery_keeps_its_first_bytes,
@@ -420,7 +398,7 @@ async fn secrets_are_kept_encrypted_and_rotate(store: Store) {
 #[tokio::test]
 async fn hot_statements_look_up_their_keys_on_sqlite() {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(format!("sqlite://{}/t.db", dir.path().display())).await;
+    let store = Store::opened(format!("sqlite://{}/t.db", dir.path().display())).await;
     for plan in [
         "WITH v (owner_id, seq, target, state) AS (VALUES (x'00', 1, 0, 1), (x'01', 1, 0, 1)) \
          UPDATE deliveries SET state = v.state FROM v WHERE deliveries.owner_id = v.owner_id \

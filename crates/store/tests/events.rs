@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up shall fail the test")]
 
+mod common;
+
 use std::sync::Arc;
 
+use common::on_both;
 use ringback_domain::{
     JobStatus, ProjectId,
     event::{EndpointKind, EventType, event_key, of_transition},
@@ -11,47 +14,18 @@ use ringback_domain::{
 };
 use ringback_store::sea_orm;
 use ringback_store::{
-    Open, Store, StoreError, Urgency,
+    Store, StoreError, Urgency,
     books::{Books, Window, books_of, offenders},
     events::{Audience, NewEvent, emit},
     retention::{Events, ended_events, purge_events},
     sql,
     webhooks::{EventFacts, Registry, bump_registry},
 };
-use ringback_test_support::postgres::Postgres;
 use sea_orm::Value;
 use uuid::Uuid;
 
 const PROJECT: ProjectId = ProjectId(3);
 const ALWAYS: Window = Window { from_ms: 0, to_ms: 1 << 47 };
-
-async fn open(url: String) -> (Store, Store) {
-    let open = Open::url(url);
-    Store::migrate(&open).await.unwrap();
-    (Store::open(&open).await.unwrap(), Store::open(&open).await.unwrap())
-}
-
-/// Runs a check on a fresh database of each kind, with two stores as two processes would have them.
-macro_rules! on_both {
-    ($($check:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $check() {
-                let dir = tempfile::tempdir().unwrap();
-                let (a, b) = super::open(format!("sqlite://{}/t.db", dir.path().display())).await;
-                super::$check(a, b).await;
-            })+
-        }
-        #[tokio::test]
-        async fn the_same_on_postgresql() {
-            let Some(server) = Postgres::start().await else { return };
-            $({
-                let (a, b) = open(server.database(stringify!($check)).await).await;
-                $check(a, b).await;
-            })+
-        }
-    };
-}
 
 on_both!(
     another_process_hears_at_once,
@@ -92,7 +66,7 @@ fn completed() -> ringback_domain::event::Candidates {
     of_transition(EndpointKind::Completion, JobStatus::Completed, false)
 }
 
-async fn another_process_hears_at_once(a: Store, b: Store) {
+async fn another_process_hears_at_once((a, b): (Store, Store)) {
     assert!(!b.registry().await.unwrap().listens(PROJECT));
     let all = webhook(&a, "wh_1", r#"{"events":["*"]}"#).await;
     let jobs = webhook(&a, "wh_2", r#"{"events":["job.*"]}"#).await;
@@ -127,7 +101,7 @@ async fn another_process_hears_at_once(a: Store, b: Store) {
     }
 }
 
-async fn what_is_rolled_back_was_never_known(a: Store, _: Store) {
+async fn what_is_rolled_back_was_never_known((a, _): (Store, Store)) {
     let refused: Result<(), StoreError> = a
         .write(Urgency::Now, |tx| {
             Box::pin(async move {
@@ -178,7 +152,7 @@ async fn books(store: &Store) -> Books {
     books_of(store.read(), ALWAYS).await.unwrap()
 }
 
-async fn an_event_owns_its_deliveries_and_the_books_balance(a: Store, b: Store) {
+async fn an_event_owns_its_deliveries_and_the_books_balance((a, b): (Store, Store)) {
     assert_eq!(emit_one(&a, key(1), EventType::WorkerLost, Audience::Matching).await, 0);
     let first = webhook(&a, "wh_1", r#"{"events":["*"]}"#).await;
     let second = webhook(&a, "wh_2", r#"{"events":["worker.lost"]}"#).await;
@@ -206,7 +180,7 @@ async fn an_event_owns_its_deliveries_and_the_books_balance(a: Store, b: Store) 
     assert_eq!(named, [key(3), key(6)]);
 }
 
-async fn equal_bodies_are_stored_once(a: Store, _: Store) {
+async fn equal_bodies_are_stored_once((a, _): (Store, Store)) {
     for id in ["wh_1", "wh_2", "wh_3"] {
         webhook(&a, id, r#"{"events":["*"]}"#).await;
     }
@@ -225,7 +199,7 @@ async fn equal_bodies_are_stored_once(a: Store, _: Store) {
     assert!(at(0, 3).is_some() && at(0, 3) == at(2, 3) && at(0, 4) == Some(0));
 }
 
-async fn places_of_the_feed_rise_with_commits(a: Store, b: Store) {
+async fn places_of_the_feed_rise_with_commits((a, b): (Store, Store)) {
     webhook(&a, "wh_1", r#"{"events":["*"]}"#).await;
     for n in 1..=6 {
         emit_one(if n % 2 == 0 { &a } else { &b }, key(n), EventType::WorkerLost, Audience::Matching).await;
@@ -237,7 +211,7 @@ async fn places_of_the_feed_rise_with_commits(a: Store, b: Store) {
     assert!(places.iter().all(|p| *p < horizon), "{places:?} {horizon}");
 }
 
-async fn events_go_when_nobody_waits_for_them(a: Store, _: Store) {
+async fn events_go_when_nobody_waits_for_them((a, _): (Store, Store)) {
     webhook(&a, "wh_1", r#"{"events":["*"]}"#).await;
     for n in 1..=3 {
         emit_one(&a, key(n), EventType::WorkerLost, Audience::Matching).await;

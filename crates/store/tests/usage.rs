@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up shall fail the test")]
 
+mod common;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringback_domain::{BatchId, EndpointId, JobId, ProjectId, event::EventType, policy::Policy};
+use common::on_both;
+use ringback_domain::{BatchId, EndpointId, JobId, ProjectId, event::EventType};
 use ringback_service_runtime::RingbackConfig;
 use ringback_store::{
-    Open, Store, StoreError, Urgency,
+    Store, StoreError, Urgency,
     batches::{BatchStart, NewBatch, insert_batch},
     books::{Window, books_of},
     endpoints,
@@ -20,35 +23,6 @@ use ringback_store::{
     usage::usage_of,
     webhooks::bump_registry,
 };
-use ringback_test_support::postgres::Postgres;
-
-async fn open(url: String) -> (Store, Store) {
-    let open = Open::url(url);
-    Store::migrate(&open).await.unwrap();
-    (Store::open(&open).await.unwrap(), Store::open(&open).await.unwrap())
-}
-
-/// Runs a check on a fresh database of each kind, with two stores as two processes would have them.
-macro_rules! on_both {
-    ($($check:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $check() {
-                let dir = tempfile::tempdir().unwrap();
-                let (a, b) = super::open(format!("sqlite://{}/t.db", dir.path().display())).await;
-                super::$check(a, b).await;
-            })+
-        }
-        #[tokio::test]
-        async fn the_same_on_postgresql() {
-            let Some(server) = Postgres::start().await else { return };
-            $({
-                let (a, b) = open(server.database(stringify!($check)).await).await;
-                $check(a, b).await;
-            })+
-        }
-    };
-}
 
 on_both!(
     a_quota_is_never_overrun_and_told_once,
@@ -103,30 +77,8 @@ async fn told(store: &Store) -> Vec<&'static str> {
 }
 
 fn job(n: u8, project: ProjectId, endpoint: EndpointId) -> Submit {
-    Submit {
-        id: JobId::from_parts(1_800_000_000_000, [n; 10]),
-        project,
-        endpoint,
-        low_priority: false,
-        sync_id: false,
-        policy: Policy::default(),
-        ttl_ms: None,
-        execution_timeout_ms: 1_000,
-        retain_completed_ms: 1_000,
-        retain_failed_ms: 1_000,
-        targets: Vec::new(),
-        batch: None,
-        client_ref: None,
-        idempotency_key: None,
-        request_hash: None,
-        traceparent: None,
-        metadata: None,
-        request_id: None,
-        input: InputAt::Inline(Bytes::from_static(b"1")),
-        extra: None,
-        secret_extra_encrypted: None,
-        hold_deliveries_ms: 0,
-    }
+    let id = JobId::from_parts(1_800_000_000_000, [n; 10]);
+    Submit::new(id, project, endpoint, InputAt::Inline(Bytes::from_static(b"1")))
 }
 
 async fn submit(store: &Store, jobs: Vec<Submit>) -> Vec<Admission> {
@@ -159,7 +111,7 @@ async fn used(store: &Store, project: ProjectId) -> u64 {
     usage_of(store.read(), project, registry.quota(project).unwrap(), now).await.unwrap()[0].used
 }
 
-async fn a_quota_is_never_overrun_and_told_once(a: Store, b: Store) {
+async fn a_quota_is_never_overrun_and_told_once((a, b): (Store, Store)) {
     let (project, endpoint) = roll_out(&a, "[projects.default.quota]\nperiod = \"month\"\njobs = 20\n").await;
     listen(&a, project).await;
     // Two processes at once: 40 jobs want in, 20 may.
@@ -195,7 +147,7 @@ async fn a_quota_is_never_overrun_and_told_once(a: Store, b: Store) {
     assert!(books.balance() && books.owed == 3, "{books:?}");
 }
 
-async fn a_batch_takes_all_of_its_room_or_none(a: Store, _: Store) {
+async fn a_batch_takes_all_of_its_room_or_none((a, _): (Store, Store)) {
     let (project, endpoint) = roll_out(&a, "[projects.default.quota]\nperiod = \"day\"\njobs = 10\n").await;
     listen(&a, project).await;
     let begin = async |n: u8, total: u32| {
@@ -246,7 +198,7 @@ async fn a_batch_takes_all_of_its_room_or_none(a: Store, _: Store) {
     assert!(matches!(begin(3, 9).await.1, BatchStart::Made(_)));
 }
 
-async fn a_project_without_a_quota_counts_nothing(a: Store, _: Store) {
+async fn a_project_without_a_quota_counts_nothing((a, _): (Store, Store)) {
     let (project, endpoint) = roll_out(&a, "").await;
     listen(&a, project).await;
     assert_eq!(taken(&submit(&a, (0..50).map(|n| job(n, project, endpoint)).collect()).await), 50);
@@ -259,7 +211,7 @@ async fn a_project_without_a_quota_counts_nothing(a: Store, _: Store) {
     assert_eq!(taken(&submit(&a, vec![job(101, project, endpoint)]).await), 1);
 }
 
-async fn a_roll_out_tells_of_its_models_once(a: Store, b: Store) {
+async fn a_roll_out_tells_of_its_models_once((a, b): (Store, Store)) {
     let (project, _) = roll_out(&a, "model = \"one\"\nkind = \"completion\"\n").await;
     listen(&a, project).await;
     assert_eq!(told(&a).await, [""; 0], "a new endpoint is no change");

@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up shall fail the test")]
 
+mod common;
+
 use std::sync::Arc;
 
+use common::on_both;
 use ringback_contracts::v1;
 use ringback_domain::event::EventType;
 use ringback_domain::target::{REGISTERED_TARGET_BASE, Target};
@@ -16,41 +19,17 @@ use ringback_store::deliveries::{
 };
 use ringback_store::partitions::{Take, acquire};
 use ringback_store::replays::{
-    Replay, ReplayFilter, ReplayState, cancel, count, create, get, lease, next_page, reopen,
+    Replay, ReplayFilter, ReplayState, cancel, count, get, lease, next_page, reopen,
 };
+use ringback_store::replays_api::{self, NewReplay, upto_now};
 use ringback_store::sea_orm::Value;
 use ringback_store::webhooks::bump_registry;
 use ringback_store::webhooks::health::{Death, Sighting, died, sighted};
-use ringback_store::{Open, Store, Urgency, sql};
-use ringback_test_support::postgres::Postgres;
+use ringback_store::{Store, Urgency, sql};
 use uuid::Uuid;
 
 const PROJECT: ProjectId = ProjectId(3);
 const NOW: i64 = 1_800_000_000_000;
-
-async fn open(url: String) -> Store {
-    let open = Open::url(url);
-    Store::migrate(&open).await.unwrap();
-    Store::open(&open).await.unwrap()
-}
-
-/// Runs a check on a fresh database of each kind.
-macro_rules! on_both {
-    ($($check:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $check() {
-                let dir = tempfile::tempdir().unwrap();
-                super::$check(super::open(format!("sqlite://{}/t.db", dir.path().display())).await).await;
-            })+
-        }
-        #[tokio::test]
-        async fn the_same_on_postgresql() {
-            let Some(server) = Postgres::start().await else { return };
-            $($check(open(server.database(stringify!($check)).await).await).await;)+
-        }
-    };
-}
 
 on_both!(
     a_webhook_is_disabled_once_and_the_notice_is_owed_with_it,
@@ -260,14 +239,17 @@ async fn record(store: &Store, outcomes: Vec<Outcome>) -> u64 {
 }
 
 async fn make(store: &Store, filter: ReplayFilter) -> Replay {
-    let id = Uuid::now_v7();
+    let (id, upto_position) = (Uuid::now_v7(), upto_now(store.read()).await.unwrap());
+    let matched = count(store.read(), PROJECT, &filter, upto_position).await.unwrap();
+    let new = NewReplay { id, project: PROJECT, filter, rate_per_second: 100, upto_position, matched };
     store
         .write(Urgency::Now, move |tx| {
-            let filter = filter.clone();
-            Box::pin(async move { create(tx, id, PROJECT, &filter, 100).await })
+            let new = new.clone();
+            Box::pin(async move { replays_api::insert(tx, &new).await })
         })
         .await
-        .unwrap()
+        .unwrap();
+    get(store.read(), PROJECT, id).await.unwrap().unwrap()
 }
 
 async fn take(store: &Store, me: &'static str) -> Vec<Replay> {
@@ -303,9 +285,10 @@ async fn a_replay_opens_each_delivery_once_whoever_works(store: Store) {
     let outcomes = outcomes.map(|n| outcome(mine, job(n), 1, ended[n as usize % 4])).collect();
     assert_eq!(record(&store, outcomes).await, 36);
     let some = ReplayFilter { states: vec![DeliveryState::Dead.code()], ..ReplayFilter::default() };
-    let dead = count(store.read(), PROJECT, &some).await.unwrap();
+    let upto = upto_now(store.read()).await.unwrap();
+    let dead = count(store.read(), PROJECT, &some, upto).await.unwrap();
     assert!((8..=10).contains(&dead), "{dead}");
-    assert_eq!(count(store.read(), ProjectId(4), &some).await.unwrap(), 0);
+    assert_eq!(count(store.read(), ProjectId(4), &some, upto).await.unwrap(), 0);
     let replay = make(&store, ReplayFilter::default()).await;
     assert_eq!((replay.matched, replay.state), (36, ReplayState::Running));
     // What comes later is not part of it.

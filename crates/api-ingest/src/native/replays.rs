@@ -179,7 +179,7 @@ pub(crate) async fn create(State(api): State<Arc<Api>>, request: Request) -> Res
     };
     // Counted outside of the write, which others share: in a large window it takes a while.
     let upto = replays_api::upto_now(api.store.read()).await?;
-    let matched = replays::count(api.store.read(), who.project, &filter).await?;
+    let matched = replays::count(api.store.read(), who.project, &filter, upto).await?;
     let names = crud::names(api.store.read(), who.project).await?;
     if dry {
         let shown = json!({"dry_run": true, "matched": matched, "filter": shown(&api, &names, &filter)});

@@ -400,30 +400,8 @@ mod tests {
     }
 
     fn pending(id: JobId) -> Pending {
-        let submit = Submit {
-            id,
-            project: ProjectId(1),
-            endpoint: EndpointId(1),
-            low_priority: false,
-            sync_id: false,
-            policy: Policy::default(),
-            ttl_ms: None,
-            execution_timeout_ms: 1_000,
-            retain_completed_ms: 1_000,
-            retain_failed_ms: 1_000,
-            targets: Vec::new(),
-            batch: None,
-            client_ref: None,
-            idempotency_key: None,
-            request_hash: None,
-            traceparent: None,
-            metadata: None,
-            request_id: None,
-            input: InputAt::Inline(Bytes::from_static(b"1")),
-            extra: None,
-            secret_extra_encrypted: None,
-            hold_deliveries_ms: 0,
-        };
+        let input = InputAt::Inline(Bytes::from_static(b"1"));
+        let submit = Submit::new(id, ProjectId(1), EndpointId(1), input);
         Pending::new(submit, endpoint(), None)
     }
 

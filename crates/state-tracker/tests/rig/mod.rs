@@ -11,9 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 use ringback_bus::{Bus, Verb};
 use ringback_contracts::{VERSION, attempt_to_wire, payload_of, v1};
-use ringback_domain::{
-    AttemptRef, BatchId, EndpointId, JobId, JobStatus, Nonce, ProjectId, policy::Policy, target::Target,
-};
+use ringback_domain::{AttemptRef, BatchId, EndpointId, JobId, JobStatus, Nonce, ProjectId, target::Target};
 use ringback_service_runtime::{Readiness, Redacted, RingbackConfig, Shutdown};
 use ringback_state_tracker::{App, Handles};
 use ringback_store::{
@@ -355,29 +353,15 @@ pub(crate) fn id_bytes(id: JobId) -> Bytes {
 
 /// A job with one target for its end and one for every transition.
 pub(crate) fn new_job() -> Submit {
+    let id = JobId::from_parts(now_ms(), random());
+    let input = InputAt::Inline(Bytes::from_static(b"{\"text\": \"hi\"}"));
     Submit {
-        id: JobId::from_parts(now_ms(), random()),
-        project: PROJECT,
-        endpoint: ENDPOINT,
-        low_priority: false,
-        sync_id: false,
-        policy: Policy::default(),
-        ttl_ms: None,
         execution_timeout_ms: 600_000,
         retain_completed_ms: 3_600_000,
         retain_failed_ms: 3_600_000,
         targets: Target::of_submit(Some(HOOK), Some("https://receiver.example/all"), false),
-        batch: None,
-        client_ref: None,
-        idempotency_key: None,
-        request_hash: None,
-        traceparent: None,
-        metadata: None,
-        request_id: None,
-        input: InputAt::Inline(Bytes::from_static(b"{\"text\": \"hi\"}")),
         extra: Some(Bytes::from_static(b"{\"policy\":{}}")),
-        secret_extra_encrypted: None,
-        hold_deliveries_ms: 0,
+        ..Submit::new(id, PROJECT, ENDPOINT, input)
     }
 }
 

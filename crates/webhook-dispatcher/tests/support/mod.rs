@@ -24,6 +24,7 @@ use ringback_store::deliveries::{
 };
 use ringback_store::partitions::leases;
 use ringback_store::replays::{self, Replay, ReplayFilter};
+use ringback_store::replays_api::{self, NewReplay};
 use ringback_store::secrets::{SecretKey, add_secret};
 use ringback_store::webhooks::crud::{self, Health, NewWebhook, Settings};
 use ringback_store::webhooks::secrets::seal_secret;
@@ -181,17 +182,19 @@ impl Rig {
 
     /// Makes a replay and says so, as api-ingest does.
     pub async fn replay(&self, bus: &Bus, filter: ReplayFilter, rate: u32) -> Replay {
-        let id = Uuid::now_v7();
-        let replay = self
-            .store
+        let read = self.store.read();
+        let (id, upto_position) = (Uuid::now_v7(), replays_api::upto_now(read).await.unwrap());
+        let matched = replays::count(read, PROJECT, &filter, upto_position).await.unwrap();
+        let new = NewReplay { id, project: PROJECT, filter, rate_per_second: rate, upto_position, matched };
+        self.store
             .write(Urgency::Now, move |tx| {
-                let filter = filter.clone();
-                Box::pin(async move { replays::create(tx, id, PROJECT, &filter, rate).await })
+                let new = new.clone();
+                Box::pin(async move { replays_api::insert(tx, &new).await })
             })
             .await
             .unwrap();
         assert!(bus.announce_replays().await);
-        replay
+        replays::get(read, PROJECT, id).await.unwrap().unwrap()
     }
 
     pub async fn bus(&self) -> Bus {
