@@ -6,8 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use ringback_domain::artifact::{file_name, url_segment};
-use ringback_webhook_receiver::{Event, Proof, SafeName, Secrets, Trust};
+use ringback_domain::artifact::{SafeName, file_name, url_segment};
+use ringback_webhook_receiver::{Event, Proof, Secrets, Trust};
 use sha2::Sha256;
 
 /// The secret, and the moment, of the test vector that Standard Webhooks publishes.
@@ -16,7 +16,7 @@ const NOW_S: i64 = 1_614_265_330;
 const RAW_SECRET: &str = "any text, however it looks";
 
 fn mac(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("any length");
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     for part in parts {
         mac.update(part);
     }
@@ -25,7 +25,10 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
 
 /// The keys of Standard Webhooks, worked out a second time.
 fn keys() -> [Vec<u8>; 2] {
-    [STANDARD.decode(&SECRET["whsec_".len()..]).expect("base64"), RAW_SECRET.as_bytes().to_vec()]
+    [
+        STANDARD.decode(&SECRET["whsec_".len()..]).expect("the published secret is base64"),
+        RAW_SECRET.as_bytes().to_vec(),
+    ]
 }
 
 fn signature(key: &[u8], id: &str, timestamp: &str, body: &[u8]) -> String {
@@ -60,7 +63,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
 /// Nothing is trusted without a signature that fits, and what is signed well is trusted.
 pub(crate) fn signature_headers(data: &[u8]) {
     let (headers, body) = request(data);
-    let trust = Trust::signed(Secrets::parse(&[SECRET, RAW_SECRET]).expect("two secrets"));
+    let trust = Trust::signed(Secrets::parse(&[SECRET, RAW_SECRET]).expect("both secrets are well formed"));
     match trust.verify(&headers, body, None, NOW_S) {
         Ok(Proof::Standard { id, timestamp_s }) => {
             let family = if headers.contains_key("webhook-id") { "webhook" } else { "svix" };
@@ -100,7 +103,7 @@ fn well_signed(trust: &Trust, headers: &HeaderMap, body: &[u8]) {
             }
         }
         let list = format!("v1a,AAAA v1,AAAA {}", signature(&key, id, timestamp, body));
-        signed.insert("webhook-signature", list.parse().expect("a header value"));
+        signed.insert("webhook-signature", list.parse().expect("base64 and commas may stand in a header"));
         let judged = trust.verify(&signed, body, None, NOW_S);
         assert_eq!(judged.is_ok(), sound, "{judged:?} for {signed:?}");
         let other = [body, b" "].concat();
@@ -118,7 +121,7 @@ pub(crate) fn callback_bodies(data: &[u8]) {
         }
     };
     assert!(serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok(), "an event that is no JSON");
-    let again = Event::parse(data).expect("the same bytes");
+    let again = Event::parse(data).expect("the same bytes were an event a moment ago");
     assert_eq!(
         (event.kind(), event.own_key(), event.subject(), event.ended_job()),
         (again.kind(), again.own_key(), again.subject(), again.ended_job())

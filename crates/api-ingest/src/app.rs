@@ -2,9 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::serve::ListenerExt as _;
 use ringback_bus::Bus;
-use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown, blobs::BlobStore};
+use ringback_service_runtime::{Check, Readiness, RingbackConfig, Shutdown, blobs::BlobStore, listener};
 use ringback_store::{
     Store, StoreError,
     endpoints::{self, SyncError},
@@ -138,34 +137,18 @@ impl App {
     }
 
     /// Serves until the shutdown given to [`App::build`] is triggered and open requests have ended.
-    ///
-    /// # Errors
-    /// [`AppError::Listen`] when the listener breaks.
-    pub async fn run(self) -> Result<(), AppError> {
-        let Self { api, listener, local_addr, readiness, check } = self;
+    pub async fn run(self) {
+        let Self { api, listener, local_addr: _, readiness, check } = self;
         let shutdown = api.shutdown.clone();
         let background = tokio::spawn(background(Arc::clone(&api), check));
         let router = routes::router(Arc::clone(&api), readiness);
-        // A submit's answer is one small packet: it must not wait for more.
-        let listener = listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY cannot be set");
-            }
-        });
-        let stop = shutdown.clone();
-        let serve =
-            axum::serve(listener, router).with_graceful_shutdown(async move { stop.triggered().await });
-        let served = shutdown.drain(async move { serve.await }, DRAIN_WITHIN).await;
+        let serve = listener::serve(listener, router, api.limits.listener_limits(), shutdown.triggered());
+        let served = shutdown.drain(serve, DRAIN_WITHIN).await;
         shutdown.trigger();
         let _ = background.await;
         drain_outbound(&api).await;
-        match served {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(source)) => Err(AppError::Listen { address: local_addr, source }),
-            Err(late) => {
-                tracing::warn!(%late, "open requests are broken off");
-                Ok(())
-            }
+        if let Err(late) = served {
+            tracing::warn!(%late, "open requests are broken off");
         }
     }
 }

@@ -9,6 +9,8 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 
+use ringback_service_runtime::listener::BodyTooSlow;
+
 use crate::error::ApiError;
 
 /// A limit and the setting that changes it.
@@ -23,9 +25,6 @@ pub(crate) struct BodyLimit {
 const DISCARD_MAX_BYTES: u64 = 64 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
-/// A client that sends nothing for so long is let go.
-const STALLED: Duration = Duration::from_secs(30);
-
 /// Reads a body, counting as it comes. A body of one piece is not copied.
 pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit: BodyLimit) -> Result<Bytes, ApiError> {
     let told =
@@ -39,15 +38,8 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit: BodyLimit)
     let mut all: Option<BytesMut> = None;
     let mut total = 0_u64;
     loop {
-        let Ok(piece) = tokio::time::timeout(STALLED, pieces.next()).await else {
-            return Err(ApiError::new(
-                StatusCode::REQUEST_TIMEOUT,
-                format!("no byte of the request body came for {} s", STALLED.as_secs()),
-            ));
-        };
-        let Some(piece) = piece else { break };
-        let piece =
-            piece.map_err(|_| ApiError::bad_request("the request body ended before it was complete"))?;
+        let Some(piece) = pieces.next().await else { break };
+        let piece = piece.map_err(broken)?;
         total += piece.len() as u64;
         if total > limit.max_bytes {
             discard(&mut pieces).await;
@@ -66,6 +58,16 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit: BodyLimit)
         }
     }
     Ok(all.map(BytesMut::freeze).or(first).unwrap_or_default())
+}
+
+fn broken(error: axum::Error) -> ApiError {
+    match BodyTooSlow::find(&error) {
+        Some(slow) => ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("{slow} (setting server.body_timeout_ms); send it again over a faster connection"),
+        ),
+        None => ApiError::bad_request("the request body ended before it was complete"),
+    }
 }
 
 async fn discard(pieces: &mut axum::body::BodyDataStream) {

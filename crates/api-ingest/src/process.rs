@@ -9,7 +9,7 @@ use crate::{App, Deps};
 /// Connects what the API needs and serves until the process wants to end.
 ///
 /// # Errors
-/// Something of the configuration cannot be used, or the listener broke.
+/// Something of the configuration cannot be used.
 pub async fn serve(host: Host) -> Result<(), ServeError> {
     let open = Open::from_config(&host.config)?;
     let Some(store) = host.starting(Store::open_patiently(&open)).await else { return Ok(()) };
@@ -21,6 +21,6 @@ pub async fn serve(host: Host) -> Result<(), ServeError> {
         readiness: host.readiness,
         shutdown: host.shutdown,
     };
-    App::build(&host.config, deps).await?.run().await?;
+    App::build(&host.config, deps).await?.run().await;
     Ok(())
 }

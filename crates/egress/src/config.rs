@@ -1,9 +1,12 @@
 //! From the operator's configuration to the rules of a role.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use ringback_domain::webhook::address::AddressPolicy;
 use ringback_domain::webhook::url::UrlPolicy;
 use ringback_service_runtime::config::WebhooksConfig;
+use url::{Host, Url};
 
 /// A configuration that cannot be meant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,9 +39,46 @@ pub fn webhook_policy(config: &WebhooksConfig) -> Result<UrlPolicy, ConfigError>
     Ok(policy)
 }
 
+/// The rules of a role that dials one address, named by whoever runs the program: its scheme, its port, and its network
+/// where it is a private one. Nothing else is open.
+#[must_use]
+pub fn only(url: &Url) -> UrlPolicy {
+    let literal: Option<IpAddr> = match url.host() {
+        Some(Host::Ipv4(ip)) => Some(ip.into()),
+        Some(Host::Ipv6(ip)) => Some(ip.into()),
+        Some(Host::Domain(_)) | None => None,
+    };
+    let private = literal.map(IpNet::from).filter(|net| AddressPolicy::check_entry(net).is_ok());
+    let port = url.port_or_known_default().unwrap_or(0);
+    UrlPolicy {
+        allow_http: url.scheme() == "http",
+        ports: vec![port..=port],
+        addresses: AddressPolicy { allow_loopback: true, allow_private: private.into_iter().collect() },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ringback_domain::webhook::url::check_url;
+
+    #[test]
+    fn only_the_named_address_is_open() {
+        for url in [
+            "http://localhost:3000/hook",
+            "http://127.0.0.1:9/",
+            "http://10.1.2.3:8080/x",
+            "https://example.com/",
+        ] {
+            assert!(check_url(url, &only(&url.parse().unwrap())).is_ok(), "{url}");
+        }
+        let policy = only(&"http://10.1.2.3:8080/x".parse().unwrap());
+        for url in ["http://10.1.2.4:8080/x", "http://10.1.2.3:8081/x", "http://169.254.169.254:8080/"] {
+            assert!(check_url(url, &policy).is_err(), "{url}");
+        }
+        let tls = only(&"https://example.com/".parse().unwrap());
+        assert!(check_url("http://example.com:443/", &tls).is_err());
+    }
 
     #[test]
     fn the_default_is_public_https() {

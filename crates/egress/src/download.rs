@@ -42,10 +42,7 @@ impl Client {
                 .map_err(|_| EgressError::Timeout(time))?
                 .map_err(|error| EgressError::from_reqwest(error, time))?;
             if !response.status().is_redirection() {
-                if response.content_length().is_some_and(|length| length > max_bytes) {
-                    return Err(EgressError::TooLarge(max_bytes));
-                }
-                return Ok(Download { response, deadline, time, max_bytes, read_bytes: 0 });
+                return Download::of(response, deadline, time, max_bytes);
             }
             let target = response
                 .headers()
@@ -63,6 +60,18 @@ impl Client {
 }
 
 impl Download {
+    pub(crate) fn of(
+        response: reqwest::Response,
+        deadline: Instant,
+        time: Duration,
+        max_bytes: u64,
+    ) -> Result<Self, EgressError> {
+        if response.content_length().is_some_and(|length| length > max_bytes) {
+            return Err(EgressError::TooLarge(max_bytes));
+        }
+        Ok(Self { response, deadline, time, max_bytes, read_bytes: 0 })
+    }
+
     /// The status of the answer; anything but 200 is no file.
     #[must_use]
     pub fn status(&self) -> u16 {

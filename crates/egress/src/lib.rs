@@ -14,13 +14,15 @@ mod client;
 mod config;
 mod download;
 mod error;
+mod get;
 mod resolver;
 mod timings;
 mod upload;
 
 pub use client::{Answer, BuildError, CheckedUrl, Client, Limits, Post, Posted};
-pub use config::{ConfigError, webhook_policy};
+pub use config::{ConfigError, only, webhook_policy};
 pub use download::{Download, MAX_REDIRECTS};
 pub use error::EgressError;
+pub use get::Whole;
 pub use resolver::{Lookup, SystemLookup};
 pub use timings::Timings;

@@ -4,9 +4,10 @@ use crate::dev::args::DevArgs;
 use crate::services::migrate::MigrateArgs;
 use crate::services::serve::ServeArgs;
 use crate::verbs::{
-    batch::BatchArgs, cancel::CancelArgs, deliveries::DeliveriesArgs, get::GetArgs, listen::ListenArgs,
-    logs::LogsArgs, ls::LsArgs, purge::PurgeArgs, receive::ReceiveArgs, replay::ReplayArgs, retry::RetryArgs,
-    submit::SubmitArgs, verify::VerifyArgs, watch::WatchArgs, webhook::WebhookArgs,
+    batch::BatchArgs, bench::BenchArgs, cancel::CancelArgs, deliveries::DeliveriesArgs, get::GetArgs,
+    listen::ListenArgs, logs::LogsArgs, ls::LsArgs, purge::PurgeArgs, receive::ReceiveArgs,
+    replay::ReplayArgs, retry::RetryArgs, submit::SubmitArgs, verify::VerifyArgs, watch::WatchArgs,
+    webhook::WebhookArgs,
 };
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -71,6 +72,7 @@ pub(crate) enum Command {
     Listen(ListenArgs),
     Receive(ReceiveArgs),
     Verify(VerifyArgs),
+    Bench(BenchArgs),
     /// Print a completion script for a shell
     #[command(after_long_help = "\
 Examples:

@@ -5,6 +5,7 @@ mod client;
 mod dev;
 mod error;
 mod exit;
+mod private_file;
 mod services;
 mod ui;
 mod verbs;
@@ -66,6 +67,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
             verb(verbs::listen::run(&verbs::Context::new(&args.server, &output)?, &args))
         }
         Command::Receive(args) => services::runtime()?.block_on(verbs::receive::run(args, output)),
+        Command::Bench(args) => verb(verbs::bench::run(&verbs::Context::new(&args.server, &output)?, &args)),
         Command::Verify(args) => verbs::verify::run(&args, &output),
         Command::Completion { shell } => {
             cli::completion(shell);

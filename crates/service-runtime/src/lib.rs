@@ -8,6 +8,7 @@ pub mod data_dir;
 pub mod fault;
 pub mod host;
 pub mod json;
+pub mod listener;
 pub mod metrics;
 pub mod ops;
 pub mod readiness;

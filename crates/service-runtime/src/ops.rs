@@ -1,5 +1,6 @@
 //! Health and metrics over HTTP.
 
+use crate::listener::{self, Limits};
 use crate::readiness::{CheckState, Readiness};
 use crate::shutdown::Shutdown;
 use axum::extract::State;
@@ -54,16 +55,12 @@ pub async fn serve(
     readiness: Readiness,
     shutdown: Shutdown,
 ) -> std::io::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
-    let listener = TcpListener::bind(address).await?;
-    let bound = listener.local_addr()?;
+    let tcp = TcpListener::bind(address).await?;
+    let bound = tcp.local_addr()?;
     let router = ops_router(readiness, shutdown.clone());
     let task = tokio::spawn(async move {
         // Probes must be answered during a drain, so this listener ends only with the process.
-        let served =
-            axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.finished().await });
-        if let Err(error) = served.await {
-            tracing::error!(%error, "the operations listener ended");
-        }
+        listener::serve(tcp, router, Limits::operations(), shutdown.finished()).await;
     });
     Ok((bound, task))
 }

@@ -11,10 +11,10 @@ use ringback_service_runtime::time::now_ms;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::filename::SafeName;
 use crate::folder::{Folder, Part};
 use crate::router::HandlerError;
 use crate::store::SavedFile;
+use ringback_domain::artifact::SafeName;
 
 /// Time for a download unless told otherwise (row B2).
 pub const DEFAULT_DOWNLOAD_TIME: Duration = Duration::from_secs(60);

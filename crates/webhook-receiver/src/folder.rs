@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use ringback_service_runtime::data_dir::{DataDirError, DataDirLock};
 use sha2::{Digest as _, Sha256};
 
-use crate::filename::SafeName;
 use crate::store::SavedFile;
+use ringback_domain::artifact::{SafeName, hex};
 
 /// Folder of our own inside the output folder; no safe name begins with a dot.
 const STATE: &str = ".ringback-receiver";
@@ -217,16 +217,6 @@ impl Drop for Part {
             let _ = std::fs::remove_file(path);
         }
     }
-}
-
-/// Bytes as lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing into a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

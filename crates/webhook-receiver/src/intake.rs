@@ -10,11 +10,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, oneshot};
 
 use crate::event::{Event, ParseError};
-use crate::folder::hex;
 use crate::observe::{Observer, Step};
 use crate::router::RouterMetrics;
 use crate::store::{Accepted, Journal, NewEvent, StoreError};
 use crate::verify::Proof;
+use ringback_domain::artifact::hex;
 
 /// Longer keys are hashed.
 const MAX_KEY_BYTES: usize = 300;
@@ -58,6 +58,12 @@ impl Intake {
     #[must_use]
     pub fn new(journal: Arc<dyn Journal>, metrics: Arc<RouterMetrics>, observer: Observer) -> Self {
         Self { journal, metrics, observer, work: Arc::default(), waiters: Arc::default() }
+    }
+
+    /// Who is told of steps.
+    #[must_use]
+    pub fn observer(&self) -> &Observer {
+        &self.observer
     }
 
     /// The store.
@@ -112,12 +118,14 @@ impl Intake {
             (new.key.clone(), new.kind.clone(), new.subject.clone(), new.body.len());
         let accepted = self.journal.accept(new).await?;
         ringback_service_runtime::fault::point("receiver.accepted.after");
-        self.told(&key, kind, subject, accepted, bytes, begun);
+        self.told("received", &key, kind, subject, accepted, bytes, begun);
         Ok(Taken { key, accepted })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the parts of one line")]
     fn told(
         &self,
+        how: &'static str,
         key: &str,
         kind: String,
         subject: Option<String>,
@@ -126,7 +134,7 @@ impl Intake {
         begun: Instant,
     ) {
         let (name, detail) = match accepted {
-            Accepted::New | Accepted::Revived => ("received", format!("{bytes} bytes")),
+            Accepted::New | Accepted::Revived => (how, format!("{bytes} bytes")),
             Accepted::Waiting | Accepted::Done => ("duplicate", "already here".to_owned()),
         };
         self.observer.tell(&Step {
@@ -155,7 +163,7 @@ impl Intake {
         if accepted == Accepted::New {
             self.metrics.received();
         }
-        self.told(&key, kind, subject, accepted, bytes, begun);
+        self.told("polled", &key, kind, subject, accepted, bytes, begun);
         Ok(accepted)
     }
 
@@ -197,7 +205,7 @@ fn new_event(key: String, event: &Event, body: Bytes, again: bool) -> NewEvent {
         key: bounded(key),
         kind: event.kind(),
         subject: event.subject().map(str::to_owned),
-        ended_job: event.ended_job().map(|(job, how)| (job.to_owned(), how.to_owned())),
+        ended_job: event.ended_job().map(|(job, how)| (job.to_owned(), how)),
         body,
         received_at_ms: now_ms(),
         again,

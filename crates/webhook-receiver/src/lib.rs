@@ -5,7 +5,7 @@
 //! - [`http`]: the axum extractor [`http::Verified`] and the tower layer [`http::VerifyLayer`] around both.
 //! - [`router`]: handlers by type, and what is counted.
 //! - [`store`], [`intake`], [`worker`]: an event is on disk before its sender is answered; the work comes after.
-//! - [`tracker`]: jobs whose webhook does not come are polled.
+//! - [`tracker`], [`poll`]: jobs whose webhook does not come are polled.
 //! - [`folder`], [`fetch`], [`save`]: files come into a folder whole and under safe names; their senders are told.
 //! - [`app`]: all of it as a ready receiver, what `ringback receive` runs.
 
@@ -13,11 +13,11 @@ pub mod app;
 pub mod event;
 pub mod explain;
 pub mod fetch;
-pub mod filename;
 pub mod folder;
 pub mod http;
 pub mod intake;
 pub mod observe;
+pub mod poll;
 pub mod router;
 pub mod save;
 pub mod secret;
@@ -26,12 +26,13 @@ pub mod tracker;
 pub mod verify;
 pub mod worker;
 
-pub use app::{App, AppError, Config};
+pub use app::{App, AppError, Config, Tracking};
 pub use event::{Event, ParseError};
-pub use filename::SafeName;
 pub use folder::{Folder, FolderError};
 pub use intake::Intake;
 pub use observe::{Observer, Step};
+pub use poll::{StatusPoll, StatusUrl, StatusUrlError};
+pub use ringback_domain::artifact::SafeName;
 pub use router::{Handled, HandlerError, Metrics, Received, Router};
 pub use secret::{Secrets, SecretsError};
 pub use tracker::{Poll, Polled, Tracker, Waits};

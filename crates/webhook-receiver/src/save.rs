@@ -14,10 +14,10 @@ use url::Url;
 
 use crate::event::{ArtifactNotice, Event, EventData, RunflowCallback, RunpodJob};
 use crate::fetch::{Expected, Fetcher};
-use crate::filename::SafeName;
 use crate::observe::{Observer, Step};
 use crate::router::{HandlerError, Received, Router};
 use crate::store::{Journal, SavedFile, StoreError};
+use ringback_domain::artifact::SafeName;
 
 /// Most links of one output that are copied.
 pub const MAX_LINKS: usize = 200;

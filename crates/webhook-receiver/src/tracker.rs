@@ -2,7 +2,7 @@
 //! job is polled.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::event::Event;
 use crate::intake::Intake;
+use crate::observe::Step;
 use crate::store::{StoreError, TrackedJob};
 
 /// Jobs polled at the same time.
@@ -21,6 +22,9 @@ const POLLS_AT_ONCE: u32 = 16;
 const POLL_TIME: Duration = Duration::from_secs(30);
 /// Pause after the store failed.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The kind of what is told about jobs whose webhooks are awaited.
+const TRACKED: &str = "job.tracked";
 
 /// What a poll found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +96,7 @@ impl Tracker {
     /// It could not be written down.
     pub async fn submitted(&self, job_id: &str, context: &str) -> Result<(), StoreError> {
         let now = now_ms();
+        let begun = Instant::now();
         let job = TrackedJob {
             job_id: job_id.to_owned(),
             context: context.to_owned(),
@@ -100,6 +105,14 @@ impl Tracker {
         };
         self.intake.journal().track(job, now.saturating_add(ms(self.waits.max_wait))).await?;
         self.wake.notify_one();
+        self.intake.observer().tell(&Step {
+            name: "awaited",
+            kind: TRACKED.to_owned(),
+            subject: job_id.to_owned(),
+            detail: format!("polled if its webhook has not come in {} s", self.waits.max_wait.as_secs()),
+            took: Some(begun.elapsed()),
+            failed: false,
+        });
         Ok(())
     }
 
@@ -145,10 +158,6 @@ impl Tracker {
         let reason = match polled {
             Ok(Ok(Polled::Ended(body))) => match Event::parse(&body) {
                 Ok(event) => {
-                    tracing::info!(
-                        job_id = job.job_id,
-                        "the webhook did not come; a poll found the job's end"
-                    );
                     self.intake.found(&job.job_id, &event, body).await?;
                     return Ok(());
                 }
@@ -156,22 +165,36 @@ impl Tracker {
             },
             Ok(Ok(Polled::Running)) => "the job goes on".to_owned(),
             Ok(Ok(Polled::Unknown)) => {
-                tracing::warn!(job_id = job.job_id, "nobody knows the job any more; it is given up");
-                return self.intake.journal().tracked_give_up(&job.job_id, now_ms()).await;
+                return self.give_up(job, "its provider does not know it (any more)".to_owned()).await;
             }
-            Ok(Err(error)) => error,
+            Ok(Err(error)) => {
+                self.tell(job, "poll failed", error.clone(), true);
+                error
+            }
             Err(_) => format!("no answer within {} s", POLL_TIME.as_secs()),
         };
         let now = now_ms();
         if now.saturating_sub(job.submitted_at_ms) >= ms(self.waits.give_up) {
-            tracing::warn!(job_id = job.job_id, reason, "the job has not ended in time; it is given up");
-            return self.intake.journal().tracked_give_up(&job.job_id, now).await;
+            return self.give_up(job, format!("it has not ended in time; last: {reason}")).await;
         }
         tracing::debug!(job_id = job.job_id, reason, "polled");
         let wait = ms(self.waits.poll_every)
             .saturating_mul(1_i64.checked_shl(job.polls.min(30)).unwrap_or(1))
             .clamp(1, ms(self.waits.poll_at_least_every).max(1));
         self.intake.journal().tracked_again(&job.job_id, now.saturating_add(wait)).await
+    }
+}
+
+impl Tracker {
+    async fn give_up(&self, job: &TrackedJob, reason: String) -> Result<(), StoreError> {
+        self.intake.journal().tracked_give_up(&job.job_id, now_ms()).await?;
+        self.tell(job, "given up", reason, true);
+        Ok(())
+    }
+
+    fn tell(&self, job: &TrackedJob, name: &'static str, detail: String, failed: bool) {
+        let (kind, subject) = (TRACKED.to_owned(), job.job_id.clone());
+        self.intake.observer().tell(&Step { name, kind, subject, detail, took: None, failed });
     }
 }
 

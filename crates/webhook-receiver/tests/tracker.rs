@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ringback_service_runtime::Shutdown;
 use ringback_test_support::wait::{always, until};
-use ringback_webhook_receiver::store::{Accepted, Closed, Journal, SqliteJournal, TrackedEnd, TrackedJob};
+use ringback_webhook_receiver::store::{Accepted, Closed, Journal, SqliteJournal, TrackedJob, TrackedState};
 use ringback_webhook_receiver::{Event, Intake, Observer, Poll, Polled, Proof, Router, Tracker, Waits};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -90,9 +90,9 @@ async fn webhook(rig: &Rig, job: &str) -> Accepted {
     rig.intake.take(&proof, &event, body(job)).await.unwrap().accepted
 }
 
-async fn end_of(rig: &Rig, job: &str, wanted: TrackedEnd) {
+async fn end_of(rig: &Rig, job: &str, wanted: TrackedState) {
     until(&format!("the end of {job}"), SOON, || async {
-        (rig.journal.tracked_end(job).await.unwrap() == Some(wanted)).then_some(())
+        (rig.journal.tracked_state(job).await.unwrap() == Some(wanted)).then_some(())
     })
     .await;
 }
@@ -103,7 +103,7 @@ async fn a_missing_webhook_is_made_up_for_by_a_poll_and_comes_late_as_a_duplicat
     let ended = Ok(Polled::Ended(body("j")));
     rig.provider.will_say("j", vec![Ok(Polled::Running), Err("away".to_owned()), ended]);
     rig.tracker.submitted("j", "tts").await.unwrap();
-    end_of(&rig, "j", TrackedEnd::Poll).await;
+    end_of(&rig, "j", TrackedState::Poll).await;
     assert_eq!(rig.provider.polls("j"), 3);
     assert_eq!(rig.due().await, ["poll:job:j:COMPLETED"]);
     assert_eq!(webhook(&rig, "j").await, Accepted::Done);
@@ -134,8 +134,8 @@ async fn an_unknown_job_and_one_without_end_are_given_up() {
     rig.provider.will_say("gone", vec![Ok(Polled::Unknown)]);
     rig.tracker.submitted("gone", "tts").await.unwrap();
     rig.tracker.submitted("endless", "tts").await.unwrap();
-    end_of(&rig, "gone", TrackedEnd::GivenUp).await;
-    end_of(&rig, "endless", TrackedEnd::GivenUp).await;
+    end_of(&rig, "gone", TrackedState::GivenUp).await;
+    end_of(&rig, "endless", TrackedState::GivenUp).await;
     assert!(rig.provider.polls("gone") == 1 && rig.provider.polls("endless") > 1);
     rig.shutdown.trigger();
     rig.task.await.unwrap();
@@ -158,7 +158,7 @@ async fn what_was_submitted_before_a_restart_is_still_awaited() {
         }
         let shutdown = Shutdown::new();
         let task = tokio::spawn(tracker.run(shutdown.clone()));
-        until("the poll", SOON, || async { journal.tracked_end("j").await.unwrap() }).await;
+        until("the poll", SOON, || async { journal.tracked_state("j").await.unwrap() }).await;
         shutdown.trigger();
         task.await.unwrap();
     }

@@ -120,7 +120,7 @@ impl Server {
         };
         let app = App::build(&self.config, deps).await.unwrap();
         self.api = Client::new(&format!("http://{}", app.local_addr()), ADMIN);
-        self.task = Some(tokio::spawn(async move { app.run().await.unwrap() }));
+        self.task = Some(tokio::spawn(app.run()));
         let api = self.api.clone();
         until_true("the API to be ready", Duration::from_secs(20), || api.is_ready()).await;
     }
@@ -138,7 +138,7 @@ impl Server {
         };
         let app = App::build(&self.config, deps).await.unwrap();
         let api = Client::new(&format!("http://{}", app.local_addr()), ADMIN);
-        tokio::spawn(async move { app.run().await.unwrap() });
+        tokio::spawn(app.run());
         until_true("the second API to be ready", Duration::from_secs(20), || api.is_ready()).await;
         api
     }

@@ -1,14 +1,19 @@
-//! File names from outside, made harmless.
+//! File names from outside, made harmless, and texts as parts of URLs.
 
 /// Most bytes of a kept name; file systems take 255.
 pub const MAX_NAME_BYTES: usize = 200;
 
-/// A file name from anything a handler wrote: the last component of a path of either system, without control
-/// characters, separators and quotes, not hidden, not empty, of bounded length.
+/// Longest extension that is kept when a name is cut, with its dot.
+const MAX_EXTENSION_BYTES: usize = 16;
+/// What a name without any usable character becomes.
+pub(super) const FALLBACK: &str = "file";
+
+/// The name that an artefact is shown and offered under, from anything a handler wrote: the last component of a path of
+/// either system, without control characters, separators and quotes, not hidden, not empty, of bounded length. Whoever
+/// writes to a disk for others takes a [`super::SafeName`], which knows fewer characters.
 #[must_use]
 pub fn file_name(from: &str) -> String {
-    let last = from.rsplit(['/', '\\']).next().unwrap_or_default();
-    let mut name: String = last
+    let name: String = last_part(from)
         .chars()
         .map(|c| {
             let bad = c.is_control()
@@ -19,36 +24,66 @@ pub fn file_name(from: &str) -> String {
         })
         .collect();
     // Dots and spaces in any mixture: a dot behind a space would hide the name once the space is gone.
-    name = name.trim_matches(|c: char| c == '.' || c.is_whitespace()).to_owned();
-    if name.len() > MAX_NAME_BYTES {
-        name = shortened(&name);
-    }
-    if name.is_empty() { "file".to_owned() } else { name }
+    let name = cut(name.trim_matches(is_margin), MAX_NAME_BYTES);
+    if name.is_empty() { FALLBACK.to_owned() } else { name }
 }
 
-/// Cut in the middle, so that the extension stays.
-fn shortened(name: &str) -> String {
-    let extension = name.rsplit_once('.').map(|(_, e)| e).filter(|e| e.len() <= 16);
-    let room = MAX_NAME_BYTES - extension.map_or(0, |e| e.len() + 1);
-    let cut = (0..=room).rev().find(|&n| name.is_char_boundary(n)).unwrap_or(0);
-    let stem = name[..cut].trim_end_matches('.');
-    extension.map_or_else(|| stem.to_owned(), |e| format!("{stem}.{e}"))
+fn is_margin(c: char) -> bool {
+    c == '.' || c.is_whitespace()
+}
+
+/// The last component of a path of either system that says anything.
+pub(super) fn last_part(path: &str) -> &str {
+    path.rsplit(['/', '\\']).find(|part| !part.trim_matches(is_margin).is_empty()).unwrap_or_default()
+}
+
+/// Stem and extension with its dot; the extension is empty if there is none worth keeping.
+pub(super) fn split(name: &str) -> (&str, &str) {
+    match name.rfind('.') {
+        Some(at) if at > 0 && name.len() - at <= MAX_EXTENSION_BYTES => name.split_at(at),
+        _ => (name, ""),
+    }
+}
+
+/// The same name with a number before the extension, for when it is taken: `a.wav` becomes `a-2.wav`.
+#[must_use]
+pub fn numbered(name: &str, number: u32) -> String {
+    let (stem, extension) = split(name);
+    format!("{stem}-{number}{extension}")
+}
+
+/// Cut before the extension, which stays.
+pub(super) fn cut(name: &str, room: usize) -> String {
+    if name.len() <= room {
+        return name.to_owned();
+    }
+    let (stem, extension) = split(name);
+    let mut end = room - extension.len();
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{extension}", stem[..end].trim_end_matches(is_margin))
 }
 
 /// The name as one segment of a URL.
 #[must_use]
 pub fn url_segment(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    if name == "confirm" {
-        // The last segment `confirm` is where the receipt is told.
-        out.push('_');
-    }
-    for byte in name.bytes() {
+    let segment = percent_encoded(name);
+    // The last segment `confirm` is where the receipt is told.
+    if segment == "confirm" { format!("_{segment}") } else { segment }
+}
+
+/// A text as one segment of a URL's path or one value of its query: all but letters, digits and `-_.~` of ASCII encoded.
+#[must_use]
+pub fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
             out.push(char::from(byte));
         } else {
-            out.push('%');
-            out.push_str(&super::hex(&[byte]).to_ascii_uppercase());
+            use std::fmt::Write as _;
+            // Writing to a String cannot fail.
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     out
@@ -69,7 +104,8 @@ mod tests {
             ("..", "file"),
             (".", "file"),
             ("", "file"),
-            ("a/", "file"),
+            ("a/", "a"),
+            ("a/ .. /", "a"),
             (".bashrc", "bashrc"),
             ("a\r\nSet-Cookie: x", "a__Set-Cookie_ x"),
             ("a\0b", "a_b"),
@@ -82,6 +118,15 @@ mod tests {
         }
         let long = file_name(&format!("{}.flac", "ü".repeat(300)));
         assert!(long.len() <= MAX_NAME_BYTES && long.ends_with(".flac"), "{long}");
+        let gap = file_name(&format!("{} {}", "x".repeat(MAX_NAME_BYTES - 1), "y".repeat(99)));
+        assert_eq!(file_name(&gap), gap, "a cut leaves no margin");
+    }
+
+    #[test]
+    fn nothing_leaves_its_segment() {
+        assert_eq!(percent_encoded("a-B_9.~"), "a-B_9.~");
+        assert_eq!(percent_encoded("../x?y=&é"), "..%2Fx%3Fy%3D%26%C3%A9");
+        assert_eq!((url_segment("confirm").as_str(), url_segment("x y").as_str()), ("_confirm", "x%20y"));
     }
 
     proptest! {

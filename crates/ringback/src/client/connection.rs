@@ -3,8 +3,6 @@
 use crate::error::CliError;
 use ringback_service_runtime::Redacted;
 use serde::{Deserialize, Serialize};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// File in the data folder of `ringback dev`, readable by its owner only.
@@ -71,17 +69,7 @@ impl Connection {
 
     /// Writes the file, for its owner only, at once or not at all.
     pub(crate) fn write(&self, data_dir: &Path) -> Result<(), CliError> {
-        let (path, new) = (data_dir.join(FILE_NAME), data_dir.join("connection.json.new"));
-        let failed = |source| CliError::File { action: "write", path: path.clone(), source };
-        let text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .map_err(failed)?;
-        file.write_all(&text).and_then(|()| std::fs::rename(&new, &path)).map_err(failed)
+        crate::private_file::write(&data_dir.join(FILE_NAME), self)
     }
 }
 

@@ -12,6 +12,9 @@ use reqwest::{Method, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
+/// A path segment or query value made safe for a URL.
+pub(crate) use ringback_domain::artifact::percent_encoded as encode;
+
 /// Time in which a server must take the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for one answer; submits are answered within 2.5 s, a big batch takes longer to send.
@@ -57,6 +60,11 @@ impl Api {
         let http =
             builder.build().map_err(|error| CliError::Service(format!("cannot set up HTTP: {error}")))?;
         Ok(Self { target, http })
+    }
+
+    /// Base address of the server.
+    pub(crate) fn url(&self) -> &str {
+        &self.target.url
     }
 
     /// GET of a path with a query.
@@ -154,28 +162,4 @@ fn reason(error: &reqwest::Error) -> String {
         inner = source;
     }
     inner.to_string()
-}
-
-/// A path segment or query value made safe for a URL.
-pub(crate) fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            use std::fmt::Write as _;
-            // Writing to a String cannot fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn nothing_leaves_its_segment() {
-        assert_eq!(super::encode("a-B_9.~"), "a-B_9.~");
-        assert_eq!(super::encode("../x?y=&é"), "..%2Fx%3Fy%3D%26%C3%A9");
-    }
 }

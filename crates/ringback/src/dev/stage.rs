@@ -63,7 +63,10 @@ impl Stages {
             let (p, s, end, first) = (p.clone(), s.clone(), end.clone(), first_api.take());
             async move {
                 match first {
-                    Some(app) => app.run().await.map_err(|error| CliError::Service(error.to_string())),
+                    Some(app) => {
+                        app.run().await;
+                        Ok(())
+                    }
                     None => roles::api(p, s, end).await,
                 }
             }

@@ -35,7 +35,8 @@ pub(crate) async fn build_api(
 /// Takes jobs and answers clients.
 pub(crate) async fn api(platform: Platform, sql: Sql, shutdown: Shutdown) -> Result<(), CliError> {
     let app = build_api(&platform, &sql, &shutdown).await?;
-    app.run().await.map_err(|error| service("api", &error))
+    app.run().await;
+    Ok(())
 }
 
 /// Runs jobs.

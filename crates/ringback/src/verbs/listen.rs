@@ -2,19 +2,20 @@
 //!
 //! It makes a webhook that is only read from the feed and that ends by itself should this program die, and passes
 //! each event on with the same bytes, ids and signatures. The address is the user's own order, so private ones and
-//! http are open for exactly this address.
+//! http are open for exactly this address. With `--state` the webhook stays, and the next start goes on behind the last
+//! event that was passed on.
+
+mod forward;
+mod state;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use forward::{Event, Forward};
 use futures::FutureExt as _;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use ringback_domain::webhook::address::AddressPolicy;
-use ringback_domain::webhook::url::UrlPolicy;
-use ringback_egress::{CheckedUrl, Client, Limits, Post};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use state::{Kept, StateFile};
 
 use super::Context;
 use super::webhook::path;
@@ -31,13 +32,16 @@ Examples:
   ringback listen --forward-to http://localhost:3000/hook --event 'job.*' --endpoint tts
   ringback listen --json | jq -r .type                           only look, forward nothing
   ringback listen --forward-to http://localhost:3000/hook --secret-file webhook.secret
+  ringback listen --forward-to http://localhost:3000/hook --state listen.json
 
 Needs no tunnel: the events are read from the server's feed and posted from here. Nothing is retried: a failure is
 shown. The secret that signs is printed at the start; give it to your receiver, or bring its own with --secret-file.
-Ctrl-C deletes the webhook.";
+Ctrl-C deletes the webhook; with --state it stays, and the next start with that file brings what came meanwhile.";
 
 /// A webhook that nobody renews ends after this long.
 const LIFE: Duration = Duration::from_secs(1800);
+/// One whose place is kept waits so long for the next start.
+const KEPT_LIFE: Duration = Duration::from_secs(7 * 86_400);
 const RENEW: Duration = Duration::from_secs(600);
 /// How long the server holds a question without an answer.
 const HOLD_S: u64 = 20;
@@ -65,6 +69,9 @@ pub(crate) struct ListenArgs {
     /// Longest wait for your receiver's answer
     #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = when::parse_span_ms)]
     deadline: u64,
+    /// Keep the place in FILE: events wait for the next start, up to 7 days
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
     /// End after so many events
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -84,177 +91,151 @@ struct Page {
     cursor: String,
 }
 
-#[derive(Debug, Deserialize)]
-struct Event {
+/// A webhook on the server, and how far it was read.
+struct Listener<'a> {
+    ctx: &'a Context,
     id: String,
-    #[serde(rename = "type")]
-    kind: String,
     cursor: String,
-    owner_id: String,
-    headers: std::collections::BTreeMap<String, String>,
-    body: String,
-    body_encoding: String,
-}
-
-impl Event {
-    fn bytes(&self) -> Result<Bytes, CliError> {
-        use base64::Engine as _;
-        if self.body_encoding != "base64" {
-            return Ok(Bytes::copy_from_slice(self.body.as_bytes()));
-        }
-        base64::engine::general_purpose::STANDARD
-            .decode(&self.body)
-            .map(Bytes::from)
-            .map_err(|error| CliError::NotOurs { url: "/v1/events".to_owned(), reason: error.to_string() })
-    }
-
-    /// The headers as the server signed them. One that cannot be a header is not ours.
-    fn header_map(&self) -> HeaderMap {
-        self.headers
-            .iter()
-            .filter_map(|(name, value)| {
-                Some((HeaderName::try_from(name.as_str()).ok()?, HeaderValue::try_from(value.as_str()).ok()?))
-            })
-            .collect()
-    }
-}
-
-/// The receiver on this machine.
-struct Forward {
-    client: Client,
-    url: CheckedUrl,
-}
-
-impl Forward {
-    fn new(text: &str, deadline: Duration) -> Result<Self, CliError> {
-        let wrong = |reason: String| {
-            CliError::usage(
-                format!("--forward-to is refused: {reason}"),
-                "write for example --forward-to http://localhost:3000/hook",
-            )
-        };
-        let url = url::Url::parse(text).map_err(|e| wrong(e.to_string()))?;
-        // Exactly the address that the user named is open: its scheme, its port, and its network where it is a
-        // private one.
-        let private = match url.host() {
-            Some(url::Host::Ipv4(ip)) => Some(ipnet::IpNet::from(std::net::IpAddr::from(ip))),
-            Some(url::Host::Ipv6(ip)) => Some(ipnet::IpNet::from(std::net::IpAddr::from(ip))),
-            Some(url::Host::Domain(_)) | None => None,
-        };
-        let private = private.filter(|net| AddressPolicy::check_entry(net).is_ok());
-        let port = url.port_or_known_default().unwrap_or(0);
-        let policy = UrlPolicy {
-            allow_http: true,
-            ports: vec![port..=port],
-            addresses: AddressPolicy { allow_loopback: true, allow_private: private.into_iter().collect() },
-        };
-        let limits = Limits { deadline, ..Limits::default() };
-        ringback_service_runtime::crypto_provider::install();
-        let client = Client::new(policy, limits).map_err(|e| CliError::Service(e.to_string()))?;
-        let url = client.check(text).map_err(|e| wrong(e.to_string()))?;
-        Ok(Self { client, url })
-    }
-
-    /// What the receiver answered, and how long it took.
-    async fn send(&self, event: &Event) -> Result<(Result<u16, String>, Duration), CliError> {
-        let post =
-            Post { url: self.url.clone(), headers: event.header_map(), body: event.bytes()?, deadline: None };
-        let began = Instant::now();
-        let posted = self.client.post(post).await;
-        let answer = posted.result.map(|answer| answer.status).map_err(|error| error.to_string());
-        Ok((answer, began.elapsed()))
-    }
+    life: Duration,
+    state: Option<StateFile>,
 }
 
 /// Runs the verb.
 pub(crate) async fn run(ctx: &Context, args: &ListenArgs) -> Result<Exit, CliError> {
     let deadline = Duration::from_millis(args.deadline);
     let forward = args.forward_to.as_deref().map(|url| Forward::new(url, deadline)).transpose()?;
-    let mut object = json!({
-        "url": null,
-        "label": "ringback listen",
-        "format": args.format,
-        "events": if args.events.is_empty() { json!(["*"]) } else { json!(args.events) },
-        "endpoints": args.endpoints,
-        "expires_in_seconds": LIFE.as_secs(),
-    });
-    if let Some(secret) = super::webhook::secret(args.secret_file.as_ref())? {
-        object["secret"] = secret.into();
-    }
-    let made: Made = ctx.api.post("/v1/webhooks", object.to_string(), &[]).await?.read()?;
-    if args.secret_file.is_none() {
-        ctx.note(&format!("signing secret  {}", clean(&made.secret)));
-    }
+    let mut listener = Listener::begin(ctx, args).await?;
     let whither =
         args.forward_to.as_deref().map_or("shown here".to_owned(), |url| format!("→ {}", clean(url)));
     ctx.note(&format!("listening  {whither}  (Ctrl-C ends)"));
-    let ended = follow(ctx, args, &made.id, forward.as_ref()).await;
-    // Should this fail, the webhook ends by itself.
-    if let Err(error) = ctx.api.delete(&path(&made.id)).await {
-        ctx.note(&format!(
-            "the webhook {} ends by itself in {}: {error}",
-            made.id,
-            when::duration_ms(1_800_000)
-        ));
-    }
+    let ended = listener.follow(args, forward.as_ref()).await;
+    listener.end().await;
     ended
 }
 
-async fn follow(
-    ctx: &Context,
-    args: &ListenArgs,
-    id: &str,
-    forward: Option<&Forward>,
-) -> Result<Exit, CliError> {
-    let stop = stopped().shared();
-    let (mut cursor, mut told) = (String::new(), 0_u64);
-    let mut renewed = Instant::now();
-    let mut pause = Duration::from_secs(1);
-    loop {
-        if renewed.elapsed() > RENEW {
-            let renewal = json!({"expires_in_seconds": LIFE.as_secs()}).to_string();
-            match ctx.api.patch(&path(id), renewal).await {
-                Ok(_) => renewed = Instant::now(),
-                Err(error @ CliError::Refused(_)) => return Err(error),
-                // The server is away: it is asked again with the next page.
-                Err(_) => {}
+impl<'a> Listener<'a> {
+    /// Goes on with the webhook of the state file, or makes one.
+    async fn begin(ctx: &'a Context, args: &ListenArgs) -> Result<Self, CliError> {
+        let mut state = args.state.as_deref().map(|path| StateFile::open(path, ctx.api.url())).transpose()?;
+        let life = if state.is_some() { KEPT_LIFE } else { LIFE };
+        let mut object = json!({
+            "format": args.format,
+            "events": if args.events.is_empty() { json!(["*"]) } else { json!(args.events) },
+            "endpoints": args.endpoints,
+            "expires_in_seconds": life.as_secs(),
+        });
+        if let Some(kept) = state.as_ref().and_then(StateFile::kept).cloned() {
+            if args.secret_file.is_some() {
+                return Err(CliError::usage(
+                    "--secret-file: the webhook of --state has its secret already",
+                    "change it with `ringback webhook rotate`, or remove the state file to begin anew",
+                ));
+            }
+            match ctx.api.patch(&path(&kept.webhook), object.to_string()).await {
+                Ok(_) => {
+                    ctx.note(&format!(
+                        "going on with {}; its secret is the one shown at its first start",
+                        kept.webhook
+                    ));
+                    return Ok(Self { ctx, id: kept.webhook, cursor: kept.cursor, life, state });
+                }
+                Err(error) if super::is_not_found(&error) => {
+                    ctx.note(&format!("the webhook {} is gone; beginning anew", kept.webhook));
+                }
+                Err(error) => return Err(error),
             }
         }
-        let asked = format!(
-            "/v1/events?webhook={}&limit=50&wait_seconds={HOLD_S}&after={}",
-            encode(id),
-            encode(&cursor)
-        );
-        let page = tokio::select! {
-            page = ctx.api.get(&asked) => page.and_then(|body| body.read::<Page>()),
-            () = stop.clone() => return Ok(Exit::Ok),
-        };
-        let page = match page {
-            Ok(page) => page,
-            Err(error) if error.exit() == Exit::Unreachable => {
-                ctx.note(&format!("{error}; trying again in {} s", pause.as_secs()));
+        object["url"] = Value::Null;
+        object["label"] = "ringback listen".into();
+        if let Some(secret) = super::webhook::secret(args.secret_file.as_ref())? {
+            object["secret"] = secret.into();
+        }
+        let made: Made = ctx.api.post("/v1/webhooks", object.to_string(), &[]).await?.read()?;
+        if args.secret_file.is_none() {
+            ctx.note(&format!("signing secret  {}", clean(&made.secret)));
+        }
+        if let Some(state) = &mut state {
+            let (url, webhook) = (ctx.api.url().to_owned(), made.id.clone());
+            state.keep(Kept { url, webhook, cursor: String::new() })?;
+        }
+        Ok(Self { ctx, id: made.id, cursor: String::new(), life, state })
+    }
+
+    /// Remembers an event that was passed on, or a page without any.
+    fn move_to(&mut self, cursor: &str) -> Result<(), CliError> {
+        cursor.clone_into(&mut self.cursor);
+        if let Some(state) = &mut self.state {
+            let (url, webhook) = (self.ctx.api.url().to_owned(), self.id.clone());
+            state.keep(Kept { url, webhook, cursor: cursor.to_owned() })?;
+        }
+        Ok(())
+    }
+
+    async fn end(self) {
+        let Self { ctx, id, life, state, .. } = self;
+        if state.is_some() {
+            ctx.note(&format!("events wait for the next start; end it with `ringback webhook rm {id}`"));
+            return;
+        }
+        // Should this fail, the webhook ends by itself.
+        if let Err(error) = ctx.api.delete(&path(&id)).await {
+            let left = when::duration_ms(u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
+            ctx.note(&format!("the webhook {id} ends by itself in {left}: {error}"));
+        }
+    }
+
+    async fn follow(&mut self, args: &ListenArgs, forward: Option<&Forward>) -> Result<Exit, CliError> {
+        let ctx = self.ctx;
+        let stop = stopped().shared();
+        let mut told = 0_u64;
+        let mut renewed = Instant::now();
+        let mut pause = Duration::from_secs(1);
+        loop {
+            if renewed.elapsed() > RENEW {
+                let renewal = json!({"expires_in_seconds": self.life.as_secs()}).to_string();
+                match ctx.api.patch(&path(&self.id), renewal).await {
+                    Ok(_) => renewed = Instant::now(),
+                    Err(error @ CliError::Refused(_)) => return Err(error),
+                    // The server is away: it is asked again with the next page.
+                    Err(_) => {}
+                }
+            }
+            let asked = format!(
+                "/v1/events?webhook={}&limit=50&wait_seconds={HOLD_S}&after={}",
+                encode(&self.id),
+                encode(&self.cursor)
+            );
+            let page = tokio::select! {
+                page = ctx.api.get(&asked) => page.and_then(|body| body.read::<Page>()),
+                () = stop.clone() => return Ok(Exit::Ok),
+            };
+            let page = match page {
+                Ok(page) => page,
+                Err(error) if error.exit() == Exit::Unreachable => {
+                    ctx.note(&format!("{error}; trying again in {} s", pause.as_secs()));
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = stop.clone() => return Ok(Exit::Ok),
+                    }
+                    pause = (pause * 2).min(PAUSE_MAX);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            pause = Duration::from_secs(1);
+            for event in &page.events {
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
+                    done = one(ctx, event, forward) => done?,
                     () = stop.clone() => return Ok(Exit::Ok),
                 }
-                pause = (pause * 2).min(PAUSE_MAX);
-                continue;
+                self.move_to(&event.cursor)?;
+                told += 1;
+                if args.count.is_some_and(|count| told >= count) {
+                    return Ok(Exit::Ok);
+                }
             }
-            Err(error) => return Err(error),
-        };
-        pause = Duration::from_secs(1);
-        for event in &page.events {
-            tokio::select! {
-                done = one(ctx, event, forward) => done?,
-                () = stop.clone() => return Ok(Exit::Ok),
-            }
-            cursor.clone_from(&event.cursor);
-            told += 1;
-            if args.count.is_some_and(|count| told >= count) {
-                return Ok(Exit::Ok);
-            }
+            self.move_to(&page.cursor)?;
         }
-        cursor = page.cursor;
     }
 }
 
@@ -307,39 +288,4 @@ async fn one(ctx: &Context, event: &Event, forward: Option<&Forward>) -> Result<
         }
     };
     Ok(out(&format!("{head}{tail}"))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_named_address_is_open() {
-        let wait = Duration::from_secs(1);
-        for url in [
-            "http://localhost:3000/hook",
-            "http://127.0.0.1:9/",
-            "http://10.1.2.3:8080/x",
-            "https://example.com/",
-        ] {
-            assert!(Forward::new(url, wait).is_ok(), "{url}");
-        }
-        for url in ["localhost:3000", "ftp://localhost/", "/hook", ""] {
-            assert!(Forward::new(url, wait).is_err(), "{url}");
-        }
-        let forward = Forward::new("http://10.1.2.3:8080/x", wait).unwrap();
-        assert!(forward.client.check("http://10.1.2.4:8080/x").is_err());
-        assert!(forward.client.check("http://10.1.2.3:8081/x").is_err());
-    }
-
-    #[test]
-    fn bytes_and_headers_stay_as_they_came() {
-        let event: Event = serde_json::from_value(json!({
-            "id": "msg_1", "type": "t", "cursor": "c", "owner_id": "o", "body": "/wAB", "body_encoding": "base64",
-            "headers": {"webhook-id": "msg_1", "bad header": "x"},
-        }))
-        .unwrap();
-        assert_eq!(event.bytes().unwrap().as_ref(), [255, 0, 1]);
-        assert_eq!(event.header_map().len(), 1);
-    }
 }

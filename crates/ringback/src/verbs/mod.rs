@@ -1,6 +1,7 @@
 //! The client verbs.
 
 pub(crate) mod batch;
+pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod deliveries;
 pub(crate) mod get;
@@ -11,6 +12,7 @@ pub(crate) mod ls;
 pub(crate) mod purge;
 pub(crate) mod receive;
 pub(crate) mod receive_secrets;
+pub(crate) mod receive_tracking;
 pub(crate) mod replay;
 pub(crate) mod retry;
 mod save;

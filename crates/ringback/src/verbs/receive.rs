@@ -1,6 +1,7 @@
 //! `ringback receive`: a ready receiver that saves what webhooks bring.
 
 use super::receive_secrets::SecretArgs;
+use super::receive_tracking::TrackingArgs;
 use crate::cli::OutputArgs;
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -26,6 +27,8 @@ Examples:
   RINGBACK_WEBHOOK_SECRET=whsec_... ringback receive --dir out --json
   ringback receive --dir out --allow-unsigned --allow-from 10.1.0.0/16 --listen 0.0.0.0:8090
   ringback receive --dir out --allow-unsigned --allow-from 127.0.0.1 --allow-loopback
+  ringback receive --dir out --secret-file webhook.secret \\
+    --poll-url 'https://ringback.example.com/v2/{endpoint}/status/{id}' --api-key-file api.key
 
 Every event is on disk before it is answered; the work comes after, also after a crash. Files go to DIR and are
 served below /audio-outputs. docs/RECEIVING.md shows the addresses and a curl to try it.";
@@ -75,6 +78,8 @@ pub(crate) struct ReceiveArgs {
     /// Time for one download
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = when::parse_span_ms)]
     download_timeout: u64,
+    #[command(flatten)]
+    tracking: TrackingArgs,
 }
 
 /// Runs the verb until a signal ends it.
@@ -89,7 +94,7 @@ pub(crate) async fn run(args: ReceiveArgs, output: OutputArgs) -> Result<Exit, C
     let observer = Observer::new(move |step| print(step, output.json));
     let app = App::build(config, Router::new(), observer).await.map_err(refused)?;
     banner(&args, &app, &output);
-    app.run(shutdown).await.map_err(refused)?;
+    app.run(shutdown).await;
     Ok(Exit::Ok)
 }
 
@@ -147,6 +152,7 @@ fn config(args: &ReceiveArgs) -> Result<Config, CliError> {
     config.public_url.clone_from(&args.public_url);
     config.download_time = Duration::from_millis(args.download_timeout);
     config.max_file_bytes = args.max_file_bytes;
+    config.tracking = args.tracking.read(&args.allow_private)?;
     Ok(config)
 }
 
@@ -164,6 +170,9 @@ fn banner(args: &ReceiveArgs, app: &App, output: &OutputArgs) {
     line(&format!("receiving at {}, saving to {}", style.bold(&url), args.dir.display()));
     for (path, what) in ROUTES {
         line(&format!("  POST {path:<27} {}", style.dim(what)));
+    }
+    if args.tracking.is_on() {
+        line(&format!("  POST {:<27} {}", "/track", style.dim("jobs to poll should their webhook not come")));
     }
     line(&format!("  GET  {:<27} {}", format!("{}/NAME", args.public_prefix), style.dim("saved files")));
     line(&format!("  GET  {:<27} {}", "/received/ID", style.dim("what came for a job, run or batch")));

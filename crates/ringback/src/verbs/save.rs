@@ -4,7 +4,7 @@ use super::{Context, job_path};
 use crate::error::CliError;
 use crate::ui::out;
 use futures::StreamExt as _;
-use ringback_domain::artifact::{file_name, hex};
+use ringback_domain::artifact::{file_name, hex, numbered};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
@@ -66,13 +66,11 @@ pub(super) async fn save(ctx: &Context, job: &str, folder: &Path) -> Result<(), 
 /// The name below the folder, harmless whatever the server says; a second file of one name gets a number.
 fn free_name(told: &str, used: &mut BTreeSet<String>) -> String {
     let name = file_name(told);
-    let (stem, extension) = name.rsplit_once('.').map_or((name.as_str(), ""), |(s, e)| (s, e));
     let mut candidate = name.clone();
     let mut n = 1;
     while !used.insert(candidate.clone()) {
         n += 1;
-        candidate =
-            if extension.is_empty() { format!("{stem}-{n}") } else { format!("{stem}-{n}.{extension}") };
+        candidate = numbered(&name, n);
     }
     candidate
 }

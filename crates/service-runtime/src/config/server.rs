@@ -2,7 +2,9 @@
 
 use super::problems::Problems;
 use super::section::section;
+use crate::listener::Limits;
 use std::net::SocketAddr;
+use std::time::Duration;
 use url::Url;
 
 section! {
@@ -14,6 +16,14 @@ section! {
         public_url: Option<Url> = None,
         /// Address of the operations listener (health and metrics). Unset: the API serves them on its own listener; a service without an API opens none.
         ops_listen: Option<SocketAddr> = None,
+        /// Connections open at the same time on the API's listener; further ones wait until one ends. The system's limit on open files may allow fewer.
+        max_connections: u32 = 25_000,
+        /// Time for the head of a request to arrive, from its first byte, in milliseconds.
+        header_timeout_ms: u64 = 10_000,
+        /// How long a connection may wait for its next request, in milliseconds; longer than a proxy in front keeps it.
+        keep_alive_ms: u64 = 75_000,
+        /// Time for a request's body to arrive, in milliseconds, beside one second for every 16 KiB that have come.
+        body_timeout_ms: u64 = 30_000,
         /// Largest request body of `/run` and of every route without its own limit, in bytes.
         max_body_bytes: u64 = 10 * 1024 * 1024,
         /// Largest request body of `/runsync`, in bytes.
@@ -34,12 +44,14 @@ section! {
         max_ttl_ms: u64 = 604_800_000,
         /// Submits one project may make in any 10 seconds (a batch item counts as one); 0 means no limit. `[projects.<name>] submits_per_10s` overrides it.
         submits_per_10s: u64 = 0,
-        /// Most requests that may wait for a job at once (`/runsync`, `/status-sync`, `/stream`), all projects together.
+        /// Most requests that may wait for a job at once (`/runsync`, `/status-sync`, `/stream`, `/openai`), all projects together.
         max_waiters: u32 = 20_000,
         /// Most waiting requests of one project; 0 means only `max_waiters` applies.
         max_waiters_per_project: u32 = 10_000,
         /// Longest time a submit may wait for its commit before it is answered 503, in milliseconds.
         submit_timeout_ms: u64 = 2_500,
+        /// Longest time that a request of `/v2/{endpoint}/openai/*` waits for its job, in milliseconds; then, as when the client hangs up, the job is cancelled. OpenAI's clients wait 10 minutes.
+        openai_timeout_ms: u64 = 600_000,
         /// Free disk space below which submits are answered 507 while outcomes still commit, in bytes; 0 turns the check off.
         disk_floor_bytes: u64 = 512 * 1024 * 1024,
     }
@@ -55,7 +67,22 @@ impl ServerConfig {
         }
     }
 
+    /// What a client of the API's listener may cost.
+    #[must_use]
+    pub fn listener_limits(&self) -> Limits {
+        Limits {
+            max_connections: self.max_connections,
+            header: Duration::from_millis(self.header_timeout_ms),
+            keep_alive: Duration::from_millis(self.keep_alive_ms),
+            body: Duration::from_millis(self.body_timeout_ms),
+        }
+    }
+
     pub(super) fn validate(&self, p: &mut Problems) {
+        p.at_least("server.max_connections", u64::from(self.max_connections), 16);
+        p.within("server.header_timeout_ms", self.header_timeout_ms, 100, 600_000);
+        p.within("server.keep_alive_ms", self.keep_alive_ms, 100, 3_600_000);
+        p.within("server.body_timeout_ms", self.body_timeout_ms, 100, 3_600_000);
         if let Some(url) = &self.public_url {
             if !matches!(url.scheme(), "http" | "https") {
                 p.add("server.public_url", "must start with http:// or https://");
@@ -95,5 +122,6 @@ impl ServerConfig {
         p.within("server.max_ttl_ms", self.max_ttl_ms, 1, YEAR_MS);
         p.at_least("server.max_waiters", u64::from(self.max_waiters), 1);
         p.within("server.submit_timeout_ms", self.submit_timeout_ms, 100, 60_000);
+        p.within("server.openai_timeout_ms", self.openai_timeout_ms, 1_000, YEAR_MS);
     }
 }

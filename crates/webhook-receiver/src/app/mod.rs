@@ -2,26 +2,29 @@
 
 mod files;
 mod routes;
+mod track;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt as _;
 use ringback_domain::webhook::url::UrlPolicy;
 use ringback_egress::{BuildError, Client, Limits};
-use ringback_service_runtime::Shutdown;
+use ringback_service_runtime::listener::{self, Limits as ListenerLimits};
 use ringback_service_runtime::time::now_ms;
+use ringback_service_runtime::{Redacted, Shutdown};
 use tokio::net::TcpListener;
 
 use crate::fetch::{DEFAULT_DOWNLOAD_TIME, DEFAULT_MAX_FILE_BYTES, Fetcher};
 use crate::folder::{Folder, FolderError};
 use crate::intake::Intake;
 use crate::observe::Observer;
+use crate::poll::{StatusPoll, StatusUrl};
 use crate::router::Router;
 use crate::save::Saver;
 use crate::store::{Journal, SqliteJournal, StoreError};
+use crate::tracker::{Tracker, Waits};
 use crate::verify::Trust;
 use crate::worker::Worker;
 
@@ -57,6 +60,23 @@ pub struct Config {
     pub at_once: usize,
     /// How long settled events are remembered.
     pub retention: Duration,
+    /// Jobs whose webhook does not come are polled, where this is set (row C1).
+    pub tracking: Option<Tracking>,
+    /// What a client may cost.
+    pub listener: ListenerLimits,
+}
+
+/// How jobs are polled whose webhook does not come.
+#[derive(Debug, Clone)]
+pub struct Tracking {
+    /// Where their status is asked for.
+    pub url: StatusUrl,
+    /// What may be dialled for it.
+    pub urls: UrlPolicy,
+    /// The provider's key. Whoever has it may name jobs to track.
+    pub key: Redacted<String>,
+    /// When they are polled.
+    pub waits: Waits,
 }
 
 impl Config {
@@ -74,6 +94,8 @@ impl Config {
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
             at_once: 16,
             retention: DEFAULT_RETENTION,
+            tracking: None,
+            listener: ListenerLimits::default(),
         }
     }
 }
@@ -125,6 +147,7 @@ pub struct App {
     /// How long an orderly end may take.
     grace: Duration,
     retention: Duration,
+    limits: ListenerLimits,
 }
 
 /// What the routes share.
@@ -139,6 +162,15 @@ pub(crate) struct State {
     pub(crate) public_url: String,
     /// How long the sender of a file notice waits for its answer at most.
     pub(crate) answer_within: Duration,
+    pub(crate) tracked: Option<Tracked>,
+}
+
+/// Jobs whose webhooks are awaited.
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    pub(crate) tracker: Tracker,
+    pub(crate) key: Redacted<String>,
+    pub(crate) needs_endpoint: bool,
 }
 
 impl App {
@@ -158,6 +190,15 @@ impl App {
         let listen = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
+        let max_body_bytes = config.trust.max_body_bytes as u64;
+        let tracked = config.tracking.map(|tracking| {
+            let Tracking { url, urls, key, waits } = tracking;
+            let needs_endpoint = url.needs_endpoint();
+            let poll = StatusPoll::new(url, key.clone(), urls, max_body_bytes)?;
+            let tracker = Tracker::new(intake.clone(), Arc::new(poll), waits);
+            Ok::<_, BuildError>(Tracked { tracker, key, needs_endpoint })
+        });
+        let tracked = tracked.transpose()?;
         let worker = Worker::new(intake.clone(), router.clone(), observer.clone(), config.at_once);
         let state = Arc::new(State {
             trust: Arc::new(config.trust),
@@ -169,9 +210,11 @@ impl App {
             // A download and a confirmation.
             answer_within: config.download_time + Limits::default().deadline,
             public_url: config.public_url.trim_end_matches('/').to_owned(),
+            tracked,
         });
         let grace = config.download_time + Limits::default().deadline + DRAIN_EXTRA;
-        Ok(Self { listener, local_addr, state, worker, grace, retention: config.retention })
+        let (retention, limits) = (config.retention, config.listener);
+        Ok(Self { listener, local_addr, state, worker, grace, retention, limits })
     }
 
     /// The address bound.
@@ -188,37 +231,29 @@ impl App {
 
     /// Serves until the shutdown is triggered; then no more is taken, and what was begun is finished (row B4): open
     /// requests first, for they wait for downloads, then the work behind them.
-    ///
-    /// # Errors
-    /// [`AppError::Listen`] when the listener breaks.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), AppError> {
+    pub async fn run(self, shutdown: Shutdown) {
         let end_work = Shutdown::new();
         let work = tokio::spawn(self.worker.run(end_work.clone()));
         let forget =
             tokio::spawn(forget(Arc::clone(self.state.intake.journal()), self.retention, shutdown.clone()));
-        let listener = self.listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY cannot be set");
-            }
-        });
-        let service = routes::router(self.state).into_make_service_with_connect_info::<SocketAddr>();
-        let stop = shutdown.clone();
-        let serve =
-            axum::serve(listener, service).with_graceful_shutdown(async move { stop.triggered().await });
-        let served = shutdown.drain(async move { serve.await }, self.grace).await;
+        let tracker = self.state.tracked.as_ref().map(|tracked| tracked.tracker.clone());
+        let polls = tracker.map(|tracker| tokio::spawn(tracker.run(shutdown.clone())));
+        let router = routes::router(self.state);
+        let serve = listener::serve(self.listener, router, self.limits, shutdown.triggered());
+        let served = shutdown.drain(serve, self.grace).await;
         end_work.trigger();
         if tokio::time::timeout(self.grace, work).await.is_err() {
             tracing::warn!("work that was begun is broken off; it is done again at the next start");
         }
         shutdown.trigger();
         let _ = forget.await;
-        match served {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(source)) => Err(AppError::Listen { address: self.local_addr, source }),
-            Err(late) => {
-                tracing::warn!(%late, "open requests are broken off");
-                Ok(())
-            }
+        if let Some(polls) = polls {
+            // A poll that is broken off is made again at the next start.
+            polls.abort();
+            let _ = polls.await;
+        }
+        if let Err(late) = served {
+            tracing::warn!(%late, "open requests are broken off");
         }
     }
 }
@@ -227,7 +262,7 @@ fn check_prefix(prefix: &str) -> Result<(), AppError> {
     let plain = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
     };
-    let ours = ["/webhooks", "/v1", "/api", "/received", "/health", "/artifacts"];
+    let ours = ["/webhooks", "/v1", "/api", "/received", "/health", "/artifacts", "/track"];
     let first = prefix.get(1..).and_then(|rest| rest.split('/').next()).unwrap_or_default();
     let taken = ours.iter().any(|path| path[1..] == *first);
     if prefix.starts_with('/') && prefix[1..].split('/').all(plain) && !taken {

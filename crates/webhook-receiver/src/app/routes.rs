@@ -11,14 +11,15 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use http::StatusCode;
+use ringback_domain::artifact::percent_encoded;
 use serde_json::{Value, json};
 
-use super::{State, files};
+use super::{State, files, track};
 use crate::event::Event;
 use crate::http::{Rejection, Verified, problem};
 use crate::intake::Intake;
 use crate::observe::Step;
-use crate::store::{Accepted, EventView};
+use crate::store::{Accepted, EventView, TrackedState};
 use crate::verify::Trust;
 
 /// The state of the routes.
@@ -44,6 +45,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/webhooks/{event_type}", post(versioned))
         .route("/api/tts/callback", post(callback))
         .route("/artifacts", post(artifact))
+        .route("/track", post(track::track))
         .route("/received/{subject}", get(received))
         .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
         .route(&files, get(files::serve))
@@ -163,10 +165,18 @@ async fn fetched(state: &State, hook: Verified<Event>, job_id: &str) -> Result<R
 /// What came for a job, run or batch.
 async fn received(Shared(Ctx(state)): App, Path(subject): Path<String>) -> Result<Response, Rejection> {
     let views = state.intake.journal().about(&subject).await?;
-    if views.is_empty() {
+    let tracked = state.intake.journal().tracked_state(&subject).await?;
+    if views.is_empty() && tracked.is_none() {
         return Ok(problem(StatusCode::NOT_FOUND, "unknown", "nothing came under this id"));
     }
-    Ok(Json(about(&state, &subject, &views)).into_response())
+    let mut about = about(&state, &subject, &views);
+    if let Some(tracked) = tracked {
+        about["tracked"] = tracked.as_str().into();
+    }
+    if views.is_empty() {
+        about["status"] = tracked.map(TrackedState::as_str).into();
+    }
+    Ok(Json(about).into_response())
 }
 
 fn about(state: &State, subject: &str, views: &[EventView]) -> Value {
@@ -210,16 +220,8 @@ fn about(state: &State, subject: &str, views: &[EventView]) -> Value {
 }
 
 fn url(state: &State, name: &str) -> String {
-    let mut path = String::new();
     // Letters of other scripts are kept on disk and written as the web wants them.
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_') {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    format!("{}{}/{path}", state.public_url, state.public_prefix)
+    format!("{}{}/{}", state.public_url, state.public_prefix, percent_encoded(name))
 }
 
 /// Row C7.

@@ -15,11 +15,12 @@ mod standard;
 
 use std::collections::BTreeMap;
 
+use ringback_domain::JobStatus;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
-use crate::folder::hex;
+use ringback_domain::artifact::hex;
 
 pub use callback::{ArtifactNotice, BatchCallback, RunflowCallback, RunpodJob};
 pub use standard::{
@@ -136,10 +137,10 @@ impl Event {
 
     /// The job that has ended with this event, and how, if it is such an event.
     #[must_use]
-    pub fn ended_job(&self) -> Option<(&str, &str)> {
+    pub fn ended_job(&self) -> Option<(&str, JobStatus)> {
         match self {
-            Self::Runpod(job) if job.status.is_terminal() => Some((&job.id, job.status.as_str())),
-            Self::Runflow(callback) => callback.run_id.as_deref().map(|id| (id, callback.event.as_str())),
+            Self::Runpod(job) if job.status.is_terminal() => Some((&job.id, job.status)),
+            Self::Runflow(callback) => callback.run_id.as_deref().map(|id| (id, ending(&callback.event))),
             Self::Standard(event) => {
                 let ended = [
                     "job.completed",
@@ -150,7 +151,7 @@ impl Event {
                     "completion.failed",
                 ];
                 let subject = event.data.subject().filter(|_| ended.contains(&event.kind.as_str()));
-                subject.map(|id| (id, event.kind.as_str()))
+                subject.map(|id| (id, ending(&event.kind)))
             }
             Self::Runpod(_) | Self::Batch(_) | Self::Artifact(_) => None,
         }
@@ -202,6 +203,16 @@ fn keys(body: &[u8]) -> Result<Vec<String>, ParseError> {
 /// Reads a body as a type; the error names the field.
 fn read<T: DeserializeOwned>(shape: &'static str, body: &[u8]) -> Result<T, ParseError> {
     serde_json::from_slice(body).map_err(|error| ParseError::Field { shape, reason: error.to_string() })
+}
+
+/// The state that an event's type speaks of.
+fn ending(kind: &str) -> JobStatus {
+    match kind.rsplit('.').next() {
+        Some("completed" | "finished") => JobStatus::Completed,
+        Some("cancelled") => JobStatus::Cancelled,
+        Some("timed_out") => JobStatus::TimedOut,
+        _ => JobStatus::Failed,
+    }
 }
 
 /// Longest id, event name or status taken from outside, in bytes.

@@ -108,7 +108,7 @@ fn a_job_as_runpod_tells_it() {
         "output": {"audio_base64": "UklGRg=="}, "input": {}, "webhook": "https://x"});
     let event = parse(&body).unwrap();
     assert_eq!((event.kind().as_str(), event.own_key().as_str()), ("runpod.completed", "job:j-1:COMPLETED"));
-    assert_eq!(event.ended_job(), Some(("j-1", "COMPLETED")));
+    assert_eq!(event.ended_job(), Some(("j-1", JobStatus::Completed)));
     let Event::Runpod(job) = &event else { panic!() };
     assert_eq!((job.delay_time_ms, job.execution_time_ms), (Some(5), Some(7)));
     assert_eq!(job.audio_base64().as_deref(), Some("UklGRg=="));
@@ -180,7 +180,7 @@ fn what_is_inside_may_be_any_json() {
     let event = Event::parse(body).unwrap();
     assert_eq!(
         (event.ended_job(), event.payload_keys()),
-        (Some(("j", "job.completed")), vec!["job_id".into(), "output".into()])
+        (Some(("j", JobStatus::Completed)), vec!["job_id".into(), "output".into()])
     );
     for output in ["null", "7", "\"text\"", "[]"] {
         let body = format!(r#"{{"id":"j","status":"FAILED","output":{output}}}"#);

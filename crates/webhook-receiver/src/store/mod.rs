@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use ringback_domain::JobStatus;
 
 pub use sqlite::SqliteJournal;
 
@@ -39,7 +40,7 @@ pub struct NewEvent {
     /// Job, run or batch that it is about.
     pub subject: Option<String>,
     /// The job that ends with it, and how.
-    pub ended_job: Option<(String, String)>,
+    pub ended_job: Option<(String, JobStatus)>,
     /// The raw body.
     pub body: Bytes,
     /// When it came, Unix ms.
@@ -153,15 +154,30 @@ pub struct TrackedJob {
     pub polls: u32,
 }
 
-/// How the wait for a job ended.
+/// Where the wait for a tracked job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TrackedEnd {
+pub enum TrackedState {
+    /// Its webhook is awaited; from `max_wait` on it is polled.
+    Awaited,
     /// Its webhook came.
     Webhook,
     /// A poll found its end.
     Poll,
     /// Nobody knows it any more, or the time is up.
     GivenUp,
+}
+
+impl TrackedState {
+    /// As clients read it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Awaited => "awaited",
+            Self::Webhook => "webhook",
+            Self::Poll => "poll",
+            Self::GivenUp => "given_up",
+        }
+    }
 }
 
 /// How many events are in which state.
@@ -180,8 +196,9 @@ pub struct Counts {
 /// The store of a receiver. Every change is durable when it is answered.
 #[async_trait]
 pub trait Journal: Send + Sync + std::fmt::Debug {
-    /// Remembers an event. If it ends a tracked job, the wait is over in the same commit; a job whose end a poll has
-    /// already brought makes its late webhook a duplicate.
+    /// Remembers an event. If it ends a tracked job, the wait is over in the same commit. A poll that has already
+    /// brought the job's end makes its late webhook a duplicate, unless one of them tells of success and the other does
+    /// not: then the job was run again meanwhile.
     async fn accept(&self, event: NewEvent) -> Result<Accepted, StoreError>;
     /// Keys and lanes of the events to work off now, oldest first, without those of closed lanes.
     async fn due(
@@ -219,6 +236,6 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     async fn tracked_again(&self, job_id: &str, due_at_ms: i64) -> Result<(), StoreError>;
     /// Stops waiting.
     async fn tracked_give_up(&self, job_id: &str, now_ms: i64) -> Result<(), StoreError>;
-    /// How the wait ended; `None` while it lasts, or for a job that is not tracked.
-    async fn tracked_end(&self, job_id: &str) -> Result<Option<TrackedEnd>, StoreError>;
+    /// Where the wait stands; `None` for a job that is not tracked.
+    async fn tracked_state(&self, job_id: &str) -> Result<Option<TrackedState>, StoreError>;
 }

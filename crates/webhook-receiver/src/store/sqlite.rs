@@ -13,7 +13,7 @@ use sea_orm::{
 use super::writer::Writer;
 use super::{
     Accepted, Closed, Counts, DueEvent, EventView, Journal, MAX_CLOSED, NewEvent, SavedFile, Settled,
-    StoreError, TrackedEnd, TrackedJob,
+    StoreError, TrackedJob, TrackedState,
 };
 
 /// The schema; each statement may be repeated. A later version adds statements.
@@ -43,7 +43,6 @@ const PENDING: i64 = 0;
 const DONE: i64 = 1;
 const GIVEN_UP: i64 = 2;
 
-const WAITING: i64 = 0;
 const BY_WEBHOOK: i64 = 1;
 const BY_POLL: i64 = 2;
 const STOPPED: i64 = 3;
@@ -191,10 +190,10 @@ async fn accept(tx: &DatabaseTransaction, event: &NewEvent) -> Result<Accepted, 
     let mut late = false;
     if let Some((job, how)) = &event.ended_job {
         let values = [job.as_str().into(), event.received_at_ms.into(), how.as_str().into()];
-        let ended =
-            "UPDATE tracked SET state = 1, ended_at_ms = $2, ended_as = $3 WHERE job_id = $1 AND state <> 2";
+        // Formats tell failures apart in different ways, but not failure from success.
+        let ended = "UPDATE tracked SET state = 1, ended_at_ms = $2, ended_as = $3
+            WHERE job_id = $1 AND (state <> 2 OR (ended_as = 'COMPLETED') <> ($3 = 'COMPLETED'))";
         if run(tx, ended, values).await? == 0 {
-            // Names of states differ between formats, so any end that a poll found makes the webhook a duplicate.
             let found = sql("SELECT 1 FROM tracked WHERE job_id = $1 AND state = 2", [job.as_str().into()]);
             late = tx.query_one_raw(found).await?.is_some();
         }
@@ -410,7 +409,7 @@ impl Journal for SqliteJournal {
         self.writer
             .write(move |tx| {
                 Box::pin(async move {
-                    let how = event.ended_job.as_ref().map(|(_, how)| how.clone());
+                    let how = event.ended_job.as_ref().map(|(_, how)| how.as_str().to_owned());
                     let text =
                         "UPDATE tracked SET state = 2, ended_at_ms = $2, ended_as = $3, polls = polls + 1
                     WHERE job_id = $1 AND state = 0";
@@ -436,19 +435,14 @@ impl Journal for SqliteJournal {
         self.writer.write(move |tx| Box::pin(async move { run(tx, text, values).await.map(|_| ()) })).await
     }
 
-    async fn tracked_end(&self, job_id: &str) -> Result<Option<TrackedEnd>, StoreError> {
-        let rows = self.all("SELECT state FROM tracked WHERE job_id = $1", [job_id.into()]).await?;
-        let state: Option<i64> = rows
-            .first()
-            .map(|row| row.try_get_by_index(0))
-            .transpose()
-            .map_err(|error| self.failed(&error))?;
-        Ok(match state {
-            Some(BY_WEBHOOK) => Some(TrackedEnd::Webhook),
-            Some(BY_POLL) => Some(TrackedEnd::Poll),
-            Some(STOPPED) => Some(TrackedEnd::GivenUp),
-            Some(WAITING | _) | None => None,
-        })
+    async fn tracked_state(&self, job_id: &str) -> Result<Option<TrackedState>, StoreError> {
+        let state = self.number("SELECT state FROM tracked WHERE job_id = $1", [job_id.into()]).await?;
+        Ok(state.map(|state| match state {
+            BY_WEBHOOK => TrackedState::Webhook,
+            BY_POLL => TrackedState::Poll,
+            STOPPED => TrackedState::GivenUp,
+            _ => TrackedState::Awaited,
+        }))
     }
 }
 

@@ -80,7 +80,7 @@ impl Rig {
         let client = Client::new(&format!("http://{}", app.local_addr()), "");
         let shutdown = Shutdown::new();
         let end = shutdown.clone();
-        let task = tokio::spawn(async move { app.run(end).await.unwrap() });
+        let task = tokio::spawn(app.run(end));
         Self { dir, client, shutdown, task, steps }
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use ringback_domain::JobStatus;
 
 fn event(key: &str, body: &'static str) -> NewEvent {
     NewEvent {
@@ -15,7 +16,11 @@ fn event(key: &str, body: &'static str) -> NewEvent {
 }
 
 fn ending(key: &str, job: &str) -> NewEvent {
-    let ended_job = Some((job.to_owned(), "COMPLETED".to_owned()));
+    ending_as(key, job, JobStatus::Completed)
+}
+
+fn ending_as(key: &str, job: &str, how: JobStatus) -> NewEvent {
+    let ended_job = Some((job.to_owned(), how));
     NewEvent { ended_job, subject: Some(job.to_owned()), ..event(key, "{}") }
 }
 
@@ -127,7 +132,7 @@ async fn a_webhook_ends_the_wait_and_a_poll_makes_its_webhook_late() {
     journal.track(job("by-poll"), 1).await.unwrap();
     assert_eq!(journal.tracked_next_due().await.unwrap(), Some(100));
     assert_eq!(journal.accept(ending("m1", "by-hook")).await.unwrap(), Accepted::New);
-    assert_eq!(journal.tracked_end("by-hook").await.unwrap(), Some(TrackedEnd::Webhook));
+    assert_eq!(journal.tracked_state("by-hook").await.unwrap(), Some(TrackedState::Webhook));
     // The poll was under way when the webhook came.
     assert_eq!(journal.tracked_found("by-hook", ending("p1", "by-hook")).await.unwrap(), Accepted::Done);
     assert_eq!(journal.tracked_due(300, 10).await.unwrap(), [job("by-poll")]);
@@ -135,20 +140,32 @@ async fn a_webhook_ends_the_wait_and_a_poll_makes_its_webhook_late() {
     assert_eq!(journal.tracked_due(400, 10).await.unwrap()[0].polls, 1);
     assert_eq!(journal.tracked_found("by-poll", ending("p2", "by-poll")).await.unwrap(), Accepted::New);
     assert_eq!(journal.accept(ending("m2", "by-poll")).await.unwrap(), Accepted::Done, "late");
-    assert_eq!(journal.tracked_end("by-poll").await.unwrap(), Some(TrackedEnd::Poll));
+    assert_eq!(journal.tracked_state("by-poll").await.unwrap(), Some(TrackedState::Poll));
     let keys = keys(&journal, i64::MAX, 10).await;
     assert_eq!(keys, ["m1", "p2"], "each end is worked off once");
     journal.accept(ending("m0", "quick")).await.unwrap();
     journal.track(job("quick"), 1).await.unwrap();
     assert_eq!(
-        journal.tracked_end("quick").await.unwrap(),
-        Some(TrackedEnd::Webhook),
+        journal.tracked_state("quick").await.unwrap(),
+        Some(TrackedState::Webhook),
         "quicker than its submitter"
     );
     journal.track(job("lost"), 1).await.unwrap();
     journal.tracked_give_up("lost", 2).await.unwrap();
-    assert_eq!(journal.tracked_end("lost").await.unwrap(), Some(TrackedEnd::GivenUp));
+    assert_eq!(journal.tracked_state("lost").await.unwrap(), Some(TrackedState::GivenUp));
     assert_eq!(journal.accept(ending("m3", "lost")).await.unwrap(), Accepted::New, "better late than never");
+}
+
+#[tokio::test]
+async fn the_end_of_another_run_is_no_late_webhook() {
+    let (_dir, journal) = journal().await;
+    journal.track(job("j"), 1).await.unwrap();
+    let found = ending_as("p", "j", JobStatus::Failed);
+    assert_eq!(journal.tracked_found("j", found).await.unwrap(), Accepted::New);
+    let late = ending_as("m1", "j", JobStatus::TimedOut);
+    assert_eq!(journal.accept(late).await.unwrap(), Accepted::Done, "a failure by another name");
+    assert_eq!(journal.accept(ending("m2", "j")).await.unwrap(), Accepted::New, "it was run again");
+    assert_eq!(journal.tracked_state("j").await.unwrap(), Some(TrackedState::Webhook));
 }
 
 #[tokio::test]

@@ -1,15 +1,11 @@
-//! File names from outside, made safe: the result is one plain component of a path, whatever came in (row B5).
+//! File names that are safe on every file system: one plain component of a path, whatever came in (row B5).
 
 use std::fmt;
 
-/// Longest name, in bytes: room for a suffix within the 255 that file systems take.
-pub const MAX_NAME_BYTES: usize = 200;
+use super::name::{FALLBACK, MAX_NAME_BYTES, cut, last_part, numbered};
+
 /// Longest name with its number.
 const MAX_NUMBERED_BYTES: usize = 255;
-/// Longest extension that is kept when a name is cut.
-const MAX_EXTENSION_BYTES: usize = 16;
-/// What a name without any usable character becomes.
-const FALLBACK: &str = "file";
 /// Devices on Windows, with any extension.
 const RESERVED: [&str; 4] = ["CON", "PRN", "AUX", "NUL"];
 
@@ -21,8 +17,7 @@ impl SafeName {
     /// Makes a name out of anything: the last component of a path, every other character replaced by `_`.
     #[must_use]
     pub fn from_untrusted(given: &str) -> Self {
-        let last = given.rsplit(['/', '\\']).find(|part| !part.trim_matches(['.', ' ']).is_empty());
-        let mapped: String = last.unwrap_or_default().chars().map(allowed_or_underscore).collect();
+        let mapped: String = last_part(given).chars().map(allowed_or_underscore).collect();
         // A leading dot hides a file, a leading dash is an option; Windows drops dots at the end.
         let name = mapped.trim_start_matches(['.', '-']).trim_end_matches('.');
         let name = if name.is_empty() { FALLBACK } else { name };
@@ -51,11 +46,10 @@ impl SafeName {
         &self.0
     }
 
-    /// The same name with a number before the extension, for when it is taken: `a.wav` becomes `a-2.wav`.
+    /// The same name with a number, for when it is taken.
     #[must_use]
     pub fn numbered(&self, number: u32) -> Self {
-        let (stem, extension) = split(&self.0);
-        Self(format!("{stem}-{number}{extension}"))
+        Self(numbered(&self.0, number))
     }
 }
 
@@ -69,26 +63,6 @@ fn allowed_or_underscore(c: char) -> char {
     // Letters and digits of every script, but no marks, joiners, direction overrides, separators or look-alikes of dots
     // and slashes: none of those is alphanumeric.
     if c.is_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '_' }
-}
-
-/// Stem and extension with its dot; the extension is empty if there is none worth keeping.
-fn split(name: &str) -> (&str, &str) {
-    match name.rfind('.') {
-        Some(at) if at > 0 && name.len() - at <= MAX_EXTENSION_BYTES => name.split_at(at),
-        _ => (name, ""),
-    }
-}
-
-fn cut(name: &str, room: usize) -> String {
-    if name.len() <= room {
-        return name.to_owned();
-    }
-    let (stem, extension) = split(name);
-    let mut end = room - extension.len();
-    while !stem.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}{extension}", stem[..end].trim_end_matches('.'))
 }
 
 fn is_reserved(stem: &str) -> bool {
