@@ -3,7 +3,7 @@
 //! The driver has to be found by the loader, so each test starts itself again with another library path; the parts
 //! that run there are marked as ignored.
 
-use super::{emulator, models, nvrtc, random::Random, reference::cosine};
+use super::{emulator, models, nvrtc, on_gpu, random::Random, reference::cosine};
 use crate::{
     Availability, CudaEngine, CudaError, CudaOptions, is_available, kernels::KernelShape,
     precision::Precision,
@@ -20,7 +20,11 @@ const CHILD: &str = "RINGBACK_EMULATED_DRIVER";
 
 /// Runs a test of this file again, with the emulated driver.
 fn with_driver(child: &str, settings: &[(&str, &str)]) {
-    let (Some(driver), Some(_)) = (emulator::driver(SHAPE), nvrtc::folder()) else { return };
+    with_driver_of(SHAPE, child, settings);
+}
+
+fn with_driver_of(shape: KernelShape, child: &str, settings: &[(&str, &str)]) {
+    let (Some(driver), Some(_)) = (emulator::driver(shape), nvrtc::folder()) else { return };
     let output = Command::new(std::env::current_exe().expect("the test's path"))
         .args(["--include-ignored", "--exact", "--nocapture", &format!("tests::engine::{child}")])
         .env("LD_LIBRARY_PATH", &driver)
@@ -31,6 +35,7 @@ fn with_driver(child: &str, settings: &[(&str, &str)]) {
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{child} {settings:?}:\n{text}");
+    eprintln!("{text}");
 }
 
 /// The folder of the driver; none outside of a child, where the test then has nothing to do.
@@ -160,6 +165,20 @@ fn child_classifies() {
         for (found, wanted) in found.values.iter().zip(&wanted.values) {
             assert!((found - wanted).abs() < 0.02, "{found} should be {wanted}");
         }
+    }
+}
+
+#[test]
+fn real_weights_give_the_golden_values() {
+    let shape = KernelShape { hidden: 384, head_dim: 32, intermediate: 1536, precision: Precision::Fp16 };
+    with_driver_of(shape, "child_is_golden", &[]);
+}
+
+#[test]
+#[ignore = "a part of the test above"]
+fn child_is_golden() {
+    if driver().is_some() {
+        on_gpu::golden(&options(), 0.999);
     }
 }
 
