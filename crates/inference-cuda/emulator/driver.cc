@@ -65,6 +65,8 @@ static bool inside(const std::map<char *, size_t> &memory, const void *at, size_
 static int take(std::map<char *, size_t> &memory, void **to, size_t bytes) {
     if (sticky) return sticky;
     if (!current) return INVALID_CONTEXT;
+    for (Stream *stream : streams)
+        if (stream->recording) return CAPTURE_UNSUPPORTED;
     if (posix_memalign(to, 256, bytes + 256)) return OUT_OF_MEMORY;
     memset(*to, 0xff, bytes);
     memory[(char *)*to] = bytes;
@@ -157,6 +159,9 @@ int cuEventRecord(Event *event, Stream *stream) {
     return now();
 }
 int cuEventSynchronize(Event *event) {
+    // Waiting while a graph is recorded invalidates the recording.
+    for (Stream *stream : streams)
+        if (stream->recording) return CAPTURE_UNSUPPORTED;
     if (break_with) sticky = break_with;
     if (now()) return now();
     if (event->stream) run_until(event->stream, event->at);

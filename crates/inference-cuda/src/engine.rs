@@ -243,7 +243,7 @@ impl CudaEngine {
         // What a destructor could not say.
         self.context.check_err().map_err(|error| engine_error("an earlier call", error))?;
         let width = self.info.output_width;
-        let values = &slot.output()?[..pending.sequences * width];
+        let values = &slot.output()[..pending.sequences * width];
         if let Some(sequence) =
             values.chunks_exact(width).position(|row| row.iter().any(|value| !value.is_finite()))
         {
@@ -316,10 +316,8 @@ impl Engine for CudaEngine {
         self.check(batch)?;
         let slot = self.next_slot;
         let shape = Shape::of(batch);
-        let started = self.slots[slot]
-            .input()
-            .map(|words| input::pack(batch, shape, words))
-            .and_then(|()| self.start(slot, shape));
+        input::pack(batch, shape, self.slots[slot].input());
+        let started = self.start(slot, shape);
         if started.is_err() {
             // What was started of it must not run into the next batch of this slot.
             let idle = self.context.synchronize().map_err(|error| engine_error("a failed batch", error));
