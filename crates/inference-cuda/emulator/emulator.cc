@@ -33,7 +33,7 @@ static std::vector<Warp> warps;
 static Barrier block;
 static Fiber *current;
 static jmp_buf scheduler;
-static bool moved;
+static bool moved, copies_land_early;
 static std::string error;
 static void (*entry)(void **);
 static void **entry_arguments;
@@ -74,7 +74,16 @@ const unsigned char *exchange(int what, const void *mine, size_t bytes) {
 
 void exchanged() { wait(warps[current->index.x / 32].out, 32); }
 
-void copy_later(void *to, const void *from, size_t bytes, bool valid) { current->open.push_back({to, from, bytes, valid}); }
+static void copy(const Copy &copy) {
+    if (copy.valid) memcpy(copy.to, copy.from, copy.bytes);
+    else memset(copy.to, 0, copy.bytes);
+}
+
+void copy_later(void *to, const void *from, size_t bytes, bool valid) {
+    // A copy may land at once, or as late as its wait: a kernel has to bear both.
+    if (copies_land_early) copy({to, from, bytes, valid});
+    else current->open.push_back({to, from, bytes, valid});
+}
 
 void copies_commit() {
     current->groups.push_back(std::move(current->open));
@@ -83,10 +92,7 @@ void copies_commit() {
 
 void copies_wait(int pending) {
     while ((int)current->groups.size() > pending) {
-        for (const Copy &copy : current->groups.front()) {
-            if (copy.valid) memcpy(copy.to, copy.from, copy.bytes);
-            else memset(copy.to, 0, copy.bytes);
-        }
+        for (const Copy &later : current->groups.front()) copy(later);
         current->groups.erase(current->groups.begin());
     }
 }
@@ -129,6 +135,7 @@ static void run_block(u32 threads, u32 order, u32 &random) {
     }
     std::vector<u32> turn(threads);
     for (u32 i = 0; i < threads; i++) turn[i] = order == 1 ? threads - 1 - i : i;
+    copies_land_early = order == 1;
     for (;;) {
         if (order >= 2) {
             for (u32 i = threads - 1; i > 0; i--) {
@@ -136,15 +143,20 @@ static void run_block(u32 threads, u32 order, u32 &random) {
                 std::swap(turn[i], turn[(random >> 8) % (i + 1)]);
             }
         }
-        moved = false;
-        bool left = false;
-        for (u32 i : turn) {
-            if (fibers[i].done) continue;
-            resume(fibers[i]);
-            left |= !fibers[i].done;
+        bool left = false, any = false;
+        // In descending order each warp runs until it waits for the others: warps are as far apart as they can be.
+        u32 together = order == 1 ? 32 : threads;
+        for (u32 first = 0; first < threads; first += together) {
+            do {
+                moved = false;
+                for (u32 t = first; t < first + together && t < threads; t++)
+                    if (!fibers[turn[t]].done) resume(fibers[turn[t]]);
+                any |= moved;
+            } while (moved && order == 1);
         }
+        for (const Fiber &fiber : fibers) left |= !fiber.done;
         if (!left) return;
-        if (!moved) throw std::string("threads wait for each other: a barrier that not all of them reach");
+        if (!any) throw std::string("threads wait for each other: a barrier that not all of them reach");
     }
 }
 

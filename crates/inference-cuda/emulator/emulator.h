@@ -1,8 +1,10 @@
 // Runs the kernels' own source on the CPU, for tests: each GPU thread is a fiber, and the words of platform.cuh are
 // defined anew. Blocks run one after the other. What is looked for beside wrong numbers:
 //   - threads of a block that wait at different barriers, or lanes of a warp at different warp instructions: an error;
-//   - a missing barrier: the order in which threads run is the caller's choice (ascending, descending, random);
-//   - a missing wait for an asynchronous copy: a copy lands at the wait, not before;
+//   - a missing barrier: the order in which threads run is the caller's choice (ascending, all in step; descending,
+//     each warp as far ahead of the others as barriers let it; random);
+//   - a missing wait for an asynchronous copy, or a missing barrier before one: copies land at the wait and not before,
+//     or in descending order at once;
 //   - shared memory that is read before it is written: it is filled with NaN before each block;
 //   - a misaligned ldmatrix, vector or cp.async address.
 // Not seen: bank conflicts, registers, timing, and everything that only the hardware knows.

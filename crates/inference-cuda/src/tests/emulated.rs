@@ -68,6 +68,11 @@ fn attention_of_long_texts() {
         let Some(mut emulator) = Emulator::new(*shape) else { return };
         emulator.order = Order::Random(random.below(1 << 20));
         checks::attention(&mut emulator, &mut random, &[129, 511, 512], 1.0);
+        // From three tiles of keys on, the two stages of shared memory are used again.
+        for order in [Order::Ascending, Order::Descending] {
+            emulator.order = order;
+            checks::attention(&mut emulator, &mut random, &[129, 260], 1.0);
+        }
     }
 }
 
