@@ -1,7 +1,7 @@
 //! Texts to token ids, as `tokenizer.json` says, but never padded and truncated to the model's length.
 
 use crate::{config::Family, error::LoadError, folder};
-use std::path::Path;
+use std::{panic::catch_unwind, path::Path};
 use tokenizers::{EncodeInput as HfInput, PostProcessor, Tokenizer, TruncationParams, TruncationStrategy};
 
 /// One thing to encode.
@@ -88,8 +88,12 @@ impl TextTokenizer {
     ) -> Result<Self, LoadError> {
         let text = folder::bytes(path, folder::MOST_JSON_BYTES)?;
         let wrong = |detail: String| LoadError::Tokenizer { path: path.to_owned(), detail };
-        let mut inner =
-            Tokenizer::from_bytes(&text).map_err(|error| wrong(format!("not a tokenizer: {error}")))?;
+        serde_json::from_slice::<serde::de::IgnoredAny>(&text)
+            .map_err(|error| wrong(format!("not a tokenizer: {error}")))?;
+        // Some parts of the library's reader panic where others answer an error.
+        let mut inner = catch_unwind(|| Tokenizer::from_bytes(&text))
+            .map_err(|_| wrong("not a tokenizer: its parts do not fit together".to_owned()))?
+            .map_err(|error| wrong(format!("not a tokenizer: {error}")))?;
         let highest = inner.get_vocab(true).into_values().max().unwrap_or(0);
         if highest as usize >= vocab_size {
             return Err(LoadError::Vocabulary { path: path.to_owned(), highest, vocab_size });

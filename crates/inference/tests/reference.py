@@ -40,7 +40,7 @@ class Graph:
 
     def constant(self, value):
         name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def op(self, kind, *inputs, **attributes):

@@ -56,6 +56,15 @@ impl WithSimd for Attention<'_> {
     }
 }
 
+/// Keys and values of one head of one sequence, in panels.
+#[derive(Clone, Copy)]
+struct PackedHead<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    /// Tokens of the sequence.
+    length: usize,
+}
+
 #[derive(Clone, Copy)]
 struct Head {
     hidden: usize,
@@ -79,23 +88,23 @@ impl Head {
         self.pack_keys::<S>(tokens, padded, &mut scratch.keys);
         self.pack_values::<S>(tokens, length, &mut scratch.values);
         scratch.scores.resize(BLOCK * padded);
-        let (keys, values) = (scratch.keys.get(), scratch.values.get());
+        let packed = PackedHead { keys: scratch.keys.get(), values: scratch.values.get(), length };
         let scores = scratch.scores.get_mut();
         let blocks = queries.chunks(BLOCK * width).zip(context.chunks_mut(BLOCK * self.hidden));
         for (queries, context) in blocks {
             if queries.len() == BLOCK * width {
                 if S::REGISTER_COUNT >= 32 {
-                    self.block::<S, BLOCK>(simd, queries, keys, values, scores, length, context);
+                    self.block::<S, BLOCK>(simd, queries, packed, scores, context);
                 } else {
                     let (first, second) = context.split_at_mut(BLOCK / 2 * self.hidden);
                     let (upper, lower) = queries.split_at(BLOCK / 2 * width);
-                    self.block::<S, 4>(simd, upper, keys, values, scores, length, first);
-                    self.block::<S, 4>(simd, lower, keys, values, scores, length, second);
+                    self.block::<S, 4>(simd, upper, packed, scores, first);
+                    self.block::<S, 4>(simd, lower, packed, scores, second);
                 }
             } else {
                 let single = queries.chunks_exact(width).zip(context.chunks_exact_mut(self.hidden));
                 for (query, context) in single {
-                    self.block::<S, 1>(simd, query, keys, values, scores, length, context);
+                    self.block::<S, 1>(simd, query, packed, scores, context);
                 }
             }
         }
@@ -107,12 +116,11 @@ impl Head {
         self,
         simd: S,
         queries: &[f32],
-        keys: &[f32],
-        values: &[f32],
+        packed: PackedHead<'_>,
         scores: &mut [f32],
-        length: usize,
         context: &mut [f32],
     ) {
+        let PackedHead { keys, values, length } = packed;
         let width = 3 * self.hidden;
         let padded = length.next_multiple_of(S::F32_LANES);
         let scores = &mut scores[..M * padded];

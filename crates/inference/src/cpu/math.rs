@@ -30,9 +30,9 @@ pub(super) fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let splat = |value: f32| simd.splat_f32s(value);
     let x = simd.min_f32s(simd.max_f32s(x, splat(-4.0)), splat(4.0));
     let square = simd.mul_f32s(x, x);
-    let mut above = splat(-2.726_142_2e-10);
+    let mut above = splat(-2.726_142e-10);
     for coefficient in
-        [2.770_681_4e-8, -2.101_024e-6, -5.692_506_5e-5, -7.349_906_3e-4, -2.954_600_0e-3, -1.609_603_3e-2]
+        [2.770_681_4e-8, -2.101_024e-6, -5.692_506_5e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2]
     {
         above = simd.mul_add_e_f32s(above, square, splat(coefficient));
     }

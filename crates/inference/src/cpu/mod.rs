@@ -6,6 +6,8 @@ mod forward;
 mod gemm;
 mod math;
 mod pool;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     batch::{Batch, Outputs},

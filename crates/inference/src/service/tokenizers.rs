@@ -37,34 +37,26 @@ pub(super) fn run(shared: &Shared) {
 }
 
 /// The entries of one piece; none if the request is over.
-fn piece(shared: &Shared, request: &Arc<Request>, range: Range<usize>) -> Vec<Entry> {
+fn piece(shared: &Shared, request: &Arc<Request>, range: Range<usize>) -> Result<Vec<Entry>, EncodeError> {
     let mut entries = Vec::with_capacity(range.len());
     for index in range {
         if request.is_over() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            request.fail(EncodeError::DeadlineExceeded);
-            return Vec::new();
+            return Err(EncodeError::DeadlineExceeded);
         }
         let begun = Instant::now();
-        match tokenize(shared, request, index) {
-            Ok(text) => {
-                let queued_at = Instant::now();
-                request.tokenized(index, &text, queued_at - begun);
-                entries.push(Entry {
-                    tokens: text.ids.len(),
-                    deadline: request.deadline,
-                    payload: Sequence { request: Arc::clone(request), index, text, queued_at },
-                });
-            }
-            Err(source) => {
-                request.fail(EncodeError::Input { index, source });
-                return Vec::new();
-            }
-        }
+        let text = tokenize(shared, request, index).map_err(|source| EncodeError::Input { index, source })?;
+        let queued_at = Instant::now();
+        request.tokenized(index, &text, queued_at - begun);
+        entries.push(Entry {
+            tokens: text.ids.len(),
+            deadline: request.deadline,
+            payload: Sequence { request: Arc::clone(request), index, text, queued_at },
+        });
     }
-    entries
+    Ok(entries)
 }
 
 fn tokenize(shared: &Shared, request: &Request, index: usize) -> Result<TokenizedText, TokenizeError> {
@@ -73,20 +65,28 @@ fn tokenize(shared: &Shared, request: &Request, index: usize) -> Result<Tokenize
         .unwrap_or_else(|_| Err(TokenizeError::Refused("it panicked".to_owned())))
 }
 
-/// Pushes the entries and gives back the room of inputs that have none. Answers what is queued now.
-fn queue(shared: &Shared, request: &Request, admitted: usize, entries: Vec<Entry>) -> (usize, usize) {
-    let mut failure = None;
+/// Pushes the entries and gives back the room of inputs that have none, before the request hears of a failure. Answers
+/// what is queued now.
+fn queue(
+    shared: &Shared,
+    request: &Request,
+    admitted: usize,
+    entries: Result<Vec<Entry>, EncodeError>,
+) -> (usize, usize) {
+    let (mut entries, mut failure) = match entries {
+        Ok(entries) => (entries, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
     let now = {
         let mut queue = shared.queue();
+        if let Some(error) = Shared::closed(&queue.health) {
+            entries.clear();
+            failure = Some(error);
+        }
         queue.batcher.release(admitted - entries.len());
-        failure = Shared::closed(&queue.health).or(failure);
-        if failure.is_some() {
-            queue.batcher.release(entries.len());
-        } else {
-            for entry in entries {
-                if let Err((refusal, _)) = queue.batcher.push(entry) {
-                    failure = Some(refusal.into());
-                }
+        for entry in entries {
+            if let Err((refusal, _)) = queue.batcher.push(entry) {
+                failure = Some(refusal.into());
             }
         }
         (queue.batcher.len(), queue.batcher.queued_tokens())
