@@ -75,6 +75,28 @@ bench-webhooks: setup-nats ## Measure the dispatcher alone beside bare POSTs, an
 	@$(TARGET_DIR)/dist/ringback-count speed
 	@$(TARGET_DIR)/dist/ringback-count neighbours
 
+.PHONY: test-gpu
+test-gpu: ## Test the GPU engine on this host's GPU (RINGBACK_CUDA_LIBRARIES: folders with NVRTC and cublasLt)
+	@$(PYTHON) tools/setup model nvrtc
+	@cargo test -p ringback-inference-cuda --lib -- --nocapture --test-threads 1 on_gpu
+
+# One kernel after the other under each tool; --error-exitcode makes a finding a failure.
+.PHONY: sanitize-gpu
+sanitize-gpu: ## Run the GPU kernels under compute-sanitizer
+	@program=$$(cargo test -p ringback-inference-cuda --lib --no-run --message-format=json \
+		| $(PYTHON) -c 'import json, sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])') && \
+	for tool in memcheck racecheck initcheck synccheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $$program --nocapture --exact \
+			tests::on_gpu::each_kernel_equals_the_reference || exit 1; \
+	done
+
+.PHONY: bench-gpu
+bench-gpu: ## Measure the GPU engine (ARGS='--python python3' measures sentence-transformers beside it)
+	@$(PYTHON) tools/setup model
+	@cargo build --profile dist -p ringback-inference-cuda --example ringback-encode-gpu
+	@$(TARGET_DIR)/dist/examples/ringback-encode-gpu \
+		$(foreach folder,$(subst :, ,$(RINGBACK_CUDA_LIBRARIES)),--library-dir $(folder)) $(ARGS)
+
 .PHONY: clean
 clean: ## Remove builds, fetched tools and demo data
 	@cargo clean
