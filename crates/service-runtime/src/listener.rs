@@ -32,6 +32,8 @@ pub use body::BodyTooSlow;
 
 /// Pause after the system could not accept, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// With room for fewer connections than this (and than asked for) the operator is told.
+const FEW: u32 = 4096;
 /// File descriptors left to the rest of the process.
 const OTHER_FILES: u64 = 256;
 
@@ -85,7 +87,7 @@ impl Limits {
         let room =
             limit.current.map_or(u64::MAX, |soft| soft.saturating_sub(OTHER_FILES).max(soft / 4).max(1));
         let allowed = u32::try_from(room).unwrap_or(u32::MAX).min(self.max_connections);
-        if allowed < self.max_connections {
+        if allowed < self.max_connections.min(FEW) {
             tracing::warn!(
                 allowed,
                 wanted = self.max_connections,

@@ -156,7 +156,11 @@ impl<'a> Listener<'a> {
         }
         if let Some(state) = &mut state {
             let (url, webhook) = (ctx.api.url().to_owned(), made.id.clone());
-            state.keep(Kept { url, webhook, cursor: String::new() })?;
+            if let Err(error) = state.keep(Kept { url, webhook, cursor: String::new() }) {
+                // Nobody would ever read it.
+                let _ = ctx.api.delete(&path(&made.id)).await;
+                return Err(error);
+            }
         }
         Ok(Self { ctx, id: made.id, cursor: String::new(), life, state })
     }

@@ -25,13 +25,13 @@ const EXAMPLES: &str = "\
 Examples:
   ringback webhook create https://hooks.example.com/ringback --event 'job.*' --event batch.completed
   ringback webhook create https://hooks.example.com/tts --endpoint tts --rate 20 --retry 5s,1m,10m
-  ringback webhook create --pull --event '*'                 nothing is sent; read it with `ringback listen`
+  ringback webhook create --pull --event '*'      nothing is sent; read it: GET /v1/events?webhook=ID
   ringback webhook test wh_01981c4e5b0e7c3a9d552f6f0a6c1e11
-  ringback webhook rotate $HOOK --overlap 48h                old and new secret sign for two days
-  ringback webhook event-types                               what can be listened to, with examples
+  ringback webhook rotate $HOOK --overlap 48h     old and new secret sign for two days
+  ringback webhook event-types                    what can be listened to, with examples
 
-The secret is shown once, when it is made. Receivers check it with any Standard Webhooks library, or with
-`ringback verify`.";
+The secret is shown once, when it is made. Receivers check it with any Standard Webhooks library, or
+with `ringback verify`.";
 
 /// Register, test, pause, rotate webhooks
 #[derive(Debug, clap::Args)]
