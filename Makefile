@@ -39,6 +39,7 @@ dev: setup-nats build ## Start everything in one process (ARGS='--endpoint ...' 
 .PHONY: demo
 demo: ## Sentences to speech through everything: set up, build, run a batch, verify webhooks and audio
 	@$(PYTHON) tools/setup demo
+	@test -x $(RINGBACK) || echo "demo: the first build takes some minutes (5 minutes of processor time)" >&2
 	@$(MAKE) --no-print-directory build
 	@.tools/venv-demo/bin/python examples/demo/run.py --ringback $(RINGBACK) $(ARGS)
 

@@ -85,11 +85,39 @@ async fn balance_once_more(stack: &Stack, all: &[Accepted]) {
 
 async fn api(backend: Backend) {
     dies_and_recovers(
-        &["api.commit.before", "api.commit.after", "api.publish.before", "api.publish.after"],
+        &[
+            "api.commit.before",
+            "api.commit.during",
+            "api.commit.after",
+            "api.publish.before",
+            "api.publish.after",
+        ],
         Mended::ByAll,
         backend,
     )
     .await;
+}
+
+/// P1: while the transaction of a submit has not committed, nobody is told that it was accepted.
+async fn unanswered(backend: Backend) {
+    let Some(mut stack) = Stack::apart(options(backend)).await else { return };
+    stack.terminate("api");
+    let held = stack.folder().join("held");
+    stack.spawn_over(Role::Api, "api", Some(&format!("api.commit.during@1:pause={}", held.display())));
+    stack.wait_ready("api").await;
+    let api = stack.api.clone();
+    let submit = tokio::spawn(async move {
+        api.try_call(http::Method::POST, "/v2/echo/run", Some(&json!({ "input": 1 }))).await
+    });
+    until("the transaction to be held", SOON, || async { held.with_extension("hit").exists().then_some(()) })
+        .await;
+    // A window for an answer that comes too early; what is not committed in time is answered with 503.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stack.kill9("api");
+    let told = submit.await.expect("the submit").map_or(0, |reply| reply.status);
+    assert_ne!(told, 200, "accepted before the commit");
+    stack.start_again("api").await;
+    assert_eq!(stack.sql().await.count("SELECT COUNT(*) FROM jobs").await, 0);
 }
 
 async fn worker(backend: Backend) {
@@ -295,5 +323,5 @@ macro_rules! rows {
     };
 }
 
-rows!(sqlite: api, worker, blobs, tracker, dispatcher, reconciler);
-rows!(postgres: api, worker, blobs, tracker, dispatcher, reconciler);
+rows!(sqlite: api, unanswered, worker, blobs, tracker, dispatcher, reconciler);
+rows!(postgres: api, unanswered, worker, blobs, tracker, dispatcher, reconciler);

@@ -24,7 +24,8 @@ const POINTS: [&str; 4] = [
 ];
 
 /// What owes a delivery: a transition of a job, one of a batch, and events that are neither.
-const KINDS: [&str; 4] = ["job.completed", "batch.completed", "usage.limit_warning", "artifact.ready"];
+const KINDS: [&str; 5] =
+    ["job.queued", "job.completed", "batch.completed", "usage.limit_warning", "artifact.ready"];
 
 /// The project whose quota is warned of in one row; a quota warns once.
 fn metered(point: usize) -> (String, String) {
@@ -51,7 +52,7 @@ fn options(backend: Backend) -> Options {
 /// Starts what owes exactly one delivery of the kind; the project's client comes back.
 async fn cause(stack: &Stack, kind: &str, point: usize) {
     match kind {
-        "job.completed" => {
+        "job.queued" | "job.completed" => {
             stack.api.run("echo", &json!({"input": {"n": 1}})).await;
         }
         "batch.completed" => {

@@ -369,6 +369,7 @@ async fn insert_group(
     let submits: Vec<&Submit> =
         group.iter().zip(&live).filter(|(_, live)| **live).map(|(p, _)| &p.submit).collect();
     let mut admissions = insert_submits(tx, counter_row, partitions, &submits).await?.into_iter();
+    fault::point("api.commit.during");
     Ok(live.into_iter().map(|live| if live { admissions.next() } else { None }).collect())
 }
 
