@@ -76,6 +76,12 @@ bench-webhooks: setup-nats ## Measure the dispatcher alone beside bare POSTs, an
 	@$(TARGET_DIR)/dist/ringback-count speed
 	@$(TARGET_DIR)/dist/ringback-count neighbours
 
+.PHONY: bench-inference
+bench-inference: ## Measure the CPU engine beside onnxruntime: tokens per CPU second
+	@$(PYTHON) tools/setup model onnx
+	@cargo build --profile dist -p ringback-bench --bin ringback-encode
+	@$(TARGET_DIR)/dist/ringback-encode $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: ## Test the GPU engine on this host's GPU (RINGBACK_CUDA_LIBRARIES: folders with NVRTC and cublasLt)
 	@$(PYTHON) tools/setup model nvrtc
