@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ringback_contracts::{batch_id_of, v1};
 use ringback_domain::{
-    BatchId, JobStatus, ProjectId, TimestampMs,
+    BatchId, JobStatus, TimestampMs,
     batch::{BatchCounts, BatchFile, BatchStatus, CancelMarker},
     event::of_batch,
     target::FORMAT_RUNFLOW,

@@ -1,17 +1,13 @@
 //! Cancelling batches: the durable marker, and what is left to do behind it.
 
-use ringback_contracts::{batch_id_of, job_id_of, v1};
+use ringback_contracts::{batch_id_of, job_id_of};
 use ringback_domain::{
-    BatchId, JobId, ProjectId, TimestampMs,
+    BatchId, JobId, ProjectId,
     batch::{BatchStatus, CancelMarker},
 };
 use sea_orm::{ConnectionTrait, Value};
 
-use super::row::lock;
-use crate::{
-    StoreError, WriteTx,
-    sql::{self, LIST, Rows, get_u32},
-};
+use crate::{StoreError, WriteTx, sql};
 
 /// What a request to cancel a batch found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ringback_contracts::v1;
 use ringback_domain::{
-    BatchId, JobStatus, TimestampMs,
+    BatchId, TimestampMs,
     batch::{BatchFile, BatchStatus},
     event::{EventType, event_id},
     target::{FORMAT_RUNFLOW, WebhookFormat},
@@ -18,7 +18,7 @@ use super::row::{Row, lock, write};
 use super::{BatchEnv, Counted};
 use crate::{
     StoreError, WriteTx,
-    deliveries::{batch_delivery, body_to_wire},
+    deliveries::body_to_wire,
     webhooks::{EventFacts, Registry, registry::parse_metadata},
 };
 
