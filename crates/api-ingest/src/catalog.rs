@@ -1,13 +1,18 @@
 //! The endpoints of the configuration with their keys in SQL.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use ringback_bus::Subjects;
 use ringback_domain::webhook::response::Profile;
 use ringback_domain::{EndpointId, Name, ProjectId, event::EndpointKind, policy::Policy};
 use ringback_service_runtime::{
     RingbackConfig,
-    config::{Retention, WebhookEvents, WebhookProfile},
+    config::{
+        ConfirmMode, EndpointConfig, ExecutorConfig, Retention, WebhookEvents, WebhookProfile,
+    },
 };
 use ringback_store::endpoints::EndpointRow;
 
@@ -31,6 +36,34 @@ pub(crate) struct Endpoint {
     pub(crate) execution_timeout_ms: u64,
     pub(crate) ttl_ms: u64,
     pub(crate) retention: Retention,
+    pub(crate) confirm: Confirms,
+}
+
+/// What an endpoint offers its jobs of the confirm handshake.
+#[derive(Clone, Debug)]
+pub(crate) enum Confirms {
+    /// Nothing.
+    No,
+    /// Its handler does it.
+    Handler,
+    /// Ringback does it, for all jobs or for those that ask, and waits no longer than this.
+    Platform { limit_ms: u64 },
+}
+
+impl Confirms {
+    fn of(endpoint: &EndpointConfig) -> Self {
+        let env = match &endpoint.executor {
+            Some(ExecutorConfig::Process(process)) => &process.env,
+            _ => &BTreeMap::new(),
+        };
+        match endpoint.confirm.mode {
+            None => Self::No,
+            Some(ConfirmMode::Handler) => Self::Handler,
+            Some(ConfirmMode::Platform | ConfirmMode::OnRequest) => {
+                Self::Platform { limit_ms: endpoint.confirm.wait_ms(env) }
+            }
+        }
+    }
 }
 
 /// All endpoints. Fixed at start, as the configuration is.
@@ -65,6 +98,7 @@ impl Catalog {
                 execution_timeout_ms: e.execution_timeout_ms,
                 ttl_ms: e.ttl_ms,
                 retention: e.retention.resolve(),
+                confirm: Confirms::of(e),
             };
             catalog.by_name.entry(row.project).or_default().insert(row.name.clone(), Arc::new(endpoint));
         }

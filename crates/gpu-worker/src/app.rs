@@ -476,7 +476,7 @@ fn environment_of(config: &EndpointConfig, process: &ProcessConfig) -> BTreeMap<
     let mut env = process.env.clone();
     match config.confirm.mode {
         None => {}
-        Some(ConfirmMode::Platform) => {
+        Some(ConfirmMode::Platform | ConfirmMode::OnRequest) => {
             env.remove(RECEIVER_VARIABLE);
             env.remove(TIMEOUT_VARIABLE);
         }

@@ -40,6 +40,8 @@ pub(crate) struct Held {
     pub(crate) released: bool,
     /// The client's input, where its files are dealt with by it.
     pub(crate) input: Bytes,
+    /// What it says about the confirmation of its files.
+    pub(crate) confirm: Option<ConfirmWish>,
     pub(crate) span: tracing::Span,
     pub(crate) traceparent: String,
     pub(crate) last_extended: Instant,

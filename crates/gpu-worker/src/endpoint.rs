@@ -323,6 +323,7 @@ impl EndpointLoop {
             keeping: false,
             released: false,
             input: self.input_for_files(&work),
+            confirm: self.keeper.is_some().then(|| ConfirmWish::of_members(&work.extra_json)).flatten(),
             span,
             traceparent: own_traceparent,
             timeout: work.timeout,
@@ -464,13 +465,22 @@ impl EndpointLoop {
                     let first = !held.finished && !std::mem::replace(&mut held.keeping, true);
                     first.then(|| {
                         let began = *held.started_at_ms.get_or_insert_with(now_ms);
-                        (began, held.input.clone(), held.timeout)
+                        (began, held.input.clone(), held.confirm, held.timeout)
                     })
                 });
-                let Some((started_at_ms, input, timeout)) = begun.flatten() else { return };
+                let Some((started_at_ms, input, confirm, timeout)) = begun.flatten() else { return };
                 let ran = Duration::from_millis(execution_ms);
                 let limit = Instant::now() + timeout.saturating_sub(ran) + WAIT_PAST_LIMIT;
-                keeper.keep(FinishedWork { key, output, input, execution_ms, logs, started_at_ms, limit });
+                keeper.keep(FinishedWork {
+                    key,
+                    output,
+                    input,
+                    confirm,
+                    execution_ms,
+                    logs,
+                    started_at_ms,
+                    limit,
+                });
             }
             (_, end) => self.finish(key, end, execution_ms, logs).await,
         }

@@ -78,6 +78,8 @@ struct RawBatch<'a> {
     s3_config: Option<&'a RawValue>,
     #[serde(borrow)]
     metadata: Option<&'a RawValue>,
+    #[serde(borrow)]
+    artifact_confirm: Option<&'a RawValue>,
 }
 
 impl<'a> RawBatch<'a> {
@@ -92,6 +94,7 @@ impl<'a> RawBatch<'a> {
             policy: item.policy.or(self.policy),
             s3_config: item.s3_config.or(self.s3_config),
             metadata: item.metadata.or(self.metadata),
+            artifact_confirm: item.artifact_confirm.or(self.artifact_confirm),
             ..item
         }
     }

@@ -153,6 +153,7 @@ pub(crate) fn prepare(
     id: JobId,
     traceparent: Option<String>,
 ) -> Result<Pending, ApiError> {
+    check_confirm(request.confirm, endpoint)?;
     let secret_extra_encrypted = match &request.secret_extra {
         None => None,
         Some(plain) => Some(api.key.seal(plain, &ringback_store::submit::secret_purpose(id))?),
@@ -191,6 +192,32 @@ pub(crate) fn prepare(
         hold_deliveries_ms: 0,
     };
     Ok(Pending::new(submit, Arc::clone(endpoint), request.secret_extra.clone()))
+}
+
+/// Holds a job's word on the confirm handshake against what its endpoint offers.
+fn check_confirm(wish: Option<ConfirmWish>, endpoint: &Endpoint) -> Result<(), ApiError> {
+    let Some(wish) = wish else { return Ok(()) };
+    let refused = |reason: String| Err(ApiError::field(format!("/{CONFIRM_MEMBER}"), reason));
+    let limit_ms = match &endpoint.confirm {
+        Confirms::No if wish.enabled => {
+            return refused(
+                "asks for a confirmation that this endpoint does not offer; its confirm.mode must be \"platform\" or \"on_request\""
+                    .to_owned(),
+            );
+        }
+        Confirms::No => return Ok(()),
+        Confirms::Handler => {
+            return refused("cannot be set: this endpoint's handler confirms by itself (its confirm.mode)".to_owned());
+        }
+        Confirms::Platform { limit_ms } => *limit_ms,
+    };
+    match wish.timeout_ms {
+        Some(ms) if !(MIN_WAIT_MS..=limit_ms).contains(&ms) => Err(ApiError::field(
+            format!("/{CONFIRM_MEMBER}/timeout_ms"),
+            format!("is {ms} ms, must be between {MIN_WAIT_MS} and {limit_ms} (setting confirm.timeout_ms of the endpoint)"),
+        )),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Puts a large input into the blob store, before any transaction (P7). Answers its key.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use ringback_domain::artifact::{CONFIRM_MEMBER, ConfirmWish};
 use ringback_domain::webhook::url::{UrlPolicy, check_url};
 use ringback_service_runtime::{config::ServerConfig, json::check_depth};
 use ringback_store::submit::METADATA_MAX_BYTES;
@@ -56,6 +57,8 @@ pub(crate) struct RawJob<'a> {
     pub(crate) metadata: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(crate) client_ref: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(crate) artifact_confirm: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -82,6 +85,8 @@ pub(crate) struct JobRequest<'a> {
     pub(crate) low_priority: bool,
     /// A JSON object, for filters and events. Anything else is the handler's business only.
     pub(crate) metadata: Option<&'a str>,
+    /// Its own word on the confirm handshake, to be held against its endpoint.
+    pub(crate) confirm: Option<ConfirmWish>,
     /// Members that the handler gets beside `input`, without secrets.
     pub(crate) extra: Option<Bytes>,
     /// The secret ones.
@@ -168,12 +173,18 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
         return Err(ApiError::field("/s3Config", "must be an object"));
     }
     let metadata = metadata_member(raw.metadata)?;
+    let confirm = raw
+        .artifact_confirm
+        .map(|raw| ConfirmWish::parse(raw.get()))
+        .transpose()
+        .map_err(|(at, why)| ApiError::field(format!("/{CONFIRM_MEMBER}{at}"), why))?;
     let extra = object_of(&[
         ("webhook", raw.webhook),
         ("webhookv2", raw.webhookv2),
         ("webhookV2", raw.webhook_v2),
         ("policy", raw.policy),
         ("metadata", raw.metadata),
+        (CONFIRM_MEMBER, raw.artifact_confirm),
     ]);
     let secret_extra = object_of(&[("s3Config", raw.s3_config)]);
     Ok(JobRequest {
@@ -185,6 +196,7 @@ pub(crate) fn check_job<'a>(raw: &RawJob<'a>, rules: &Rules) -> Result<JobReques
         ttl_ms,
         low_priority,
         metadata,
+        confirm,
         extra,
         secret_extra,
     })
@@ -323,6 +335,8 @@ mod tests {
             (r#"{"input":1,"policy":{"ttl":-1}}"#, "`policy.ttl` must be a whole number"),
             (r#"{"input":1,"policy":{"executionTimeout":4999}}"#, "`policy.executionTimeout` is 4999 ms"),
             (r#"{"input":1,"policy":{"lowPriority":"yes"}}"#, "`policy.lowPriority` must be true or false"),
+            (r#"{"input":1,"artifact_confirm":"yes"}"#, "`artifact_confirm` must be true, false or"),
+            (r#"{"input":1,"artifact_confirm":{"timeout_ms":"1"}}"#, "`artifact_confirm.timeout_ms` must be a whole"),
             (r#"{"input":1,"s3Config":"secret-canary"}"#, "`s3Config` must be an object"),
         ] {
             let error = check(body).unwrap_err();

@@ -1,10 +1,12 @@
 //! Artefacts: files made by jobs, their names, their states, and where they hide in a handler's output.
 
+mod confirm;
 mod name;
 mod safe_name;
 mod scan;
 mod shape;
 
+pub use confirm::{CONFIRM_MEMBER, ConfirmWish, MIN_WAIT_MS};
 pub use name::{MAX_NAME_BYTES, file_name, numbered, percent_encoded, url_segment};
 pub use safe_name::SafeName;
 pub use scan::{Found, MAX_PATH_BYTES, Source, Wanted, replace, scan};

@@ -17,7 +17,7 @@ use v1::artifact_request::Request;
 
 use super::ask::{Refused, Wait, ask, wire};
 use super::files::{Pieces, StoreFileError, StoredFile, store, type_of};
-use super::{Keeper, Platform, Work, comfyui};
+use super::{Keeper, Work, comfyui};
 use crate::executor::End;
 
 /// A look at the tracker's rows, in case an announcement was lost.
@@ -218,6 +218,7 @@ async fn make(keeper: &Keeper, work: &Work, items: Vec<Item>) -> Result<Vec<Arti
         artifact.stored = Some(stored);
     }
     fault::point("worker.artifact.stored");
+    let confirmation = keeper.confirmation_of(work);
     // Before anybody hears of them: the confirmation may be quicker than the answer.
     let wait = keeper.shared.artifact_waits.begin(artifacts.iter().map(|a| a.id).collect());
     let ready = v1::ReadyArtifacts {
@@ -232,9 +233,9 @@ async fn make(keeper: &Keeper, work: &Work, items: Vec<Item>) -> Result<Vec<Arti
             })
             .collect(),
         keep_ms,
-        confirm: keeper.platform.as_ref().map(|platform| v1::ConfirmWish {
+        confirm: confirmation.map(|(platform, wait_ms)| v1::ConfirmWish {
             receiver_url: platform.receiver_url.clone(),
-            wait_ms: u64::try_from(platform.wait.as_millis()).unwrap_or(u64::MAX),
+            wait_ms,
         }),
     };
     let Reply::Links(links) = tell(keeper, Request::Ready(ready)).await? else {
@@ -246,8 +247,8 @@ async fn make(keeper: &Keeper, work: &Work, items: Vec<Item>) -> Result<Vec<Arti
         }
     }
     fault::point("worker.artifact.ready");
-    if let Some(platform) = &keeper.platform {
-        confirmed(keeper, work, platform, &wait, &mut artifacts).await?;
+    if let Some((_, wait_ms)) = confirmation {
+        confirmed(keeper, work, Duration::from_millis(wait_ms), &wait, &mut artifacts).await?;
     }
     Ok(artifacts)
 }
@@ -311,12 +312,12 @@ async fn store_one(keeper: &Keeper, work: &Work, artifact: &Artifact) -> Result<
 async fn confirmed(
     keeper: &Keeper,
     work: &Work,
-    platform: &Platform,
+    longest: Duration,
     wait: &Wait,
     artifacts: &mut [Artifact],
 ) -> Result<(), End> {
     let began = Instant::now();
-    let until = (began + platform.wait).min(work.limit);
+    let until = (began + longest).min(work.limit);
     let ids: Vec<_> = wait.ids.iter().map(wire).collect();
     let mut open = true;
     while open && Instant::now() < until && !keeper.cut.is_cancelled() {

@@ -15,9 +15,10 @@ pub(crate) use files::Outbox;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
+use ringback_domain::artifact::ConfirmWish;
 use ringback_egress::{Client, Limits};
 use ringback_service_runtime::RingbackConfig;
 use ringback_service_runtime::config::{ArtifactsConfig, ConfirmMode, EndpointConfig, ExecutorConfig};
@@ -44,7 +45,10 @@ pub(crate) enum Kept {
 #[derive(Clone, Debug)]
 pub(crate) struct Platform {
     pub(crate) receiver_url: String,
-    pub(crate) wait: Duration,
+    /// Longest wait, which jobs may shorten.
+    pub(crate) wait_ms: u64,
+    /// Only for jobs that ask.
+    pub(crate) on_request: bool,
 }
 
 /// Turns files of one endpoint's jobs into artefacts.
@@ -75,6 +79,8 @@ pub(crate) struct Work {
     pub(crate) output: Bytes,
     /// The client's input, where the template needs it.
     pub(crate) input: Bytes,
+    /// What the job says about the confirmation.
+    pub(crate) confirm: Option<ConfirmWish>,
     pub(crate) execution_ms: u64,
     pub(crate) logs: Bytes,
     pub(crate) started_at_ms: i64,
@@ -103,9 +109,10 @@ impl Keeper {
             Some(ExecutorConfig::Process(process)) => process.env.clone(),
             _ => std::collections::BTreeMap::new(),
         };
-        let platform = (endpoint.confirm.mode == Some(ConfirmMode::Platform)).then(|| Platform {
+        let platform = endpoint.confirm.mode.filter(|mode| mode.is_platform()).map(|mode| Platform {
             receiver_url: endpoint.confirm.receiver(&env).unwrap_or_default(),
-            wait: Duration::from_millis(endpoint.confirm.wait_ms(&env)),
+            wait_ms: endpoint.confirm.wait_ms(&env),
+            on_request: mode == ConfirmMode::OnRequest,
         });
         let egress = if endpoint.artifacts.comfyui {
             let policy =
@@ -152,6 +159,13 @@ impl Keeper {
     /// Whether jobs name files that must be there before they start.
     pub(crate) fn fetches_inputs(&self) -> bool {
         self.config.comfyui
+    }
+
+    /// Whom the receiver of this job's files is told by, and how long is waited for it in ms; none: nobody waits.
+    pub(super) fn confirmation_of(&self, work: &Work) -> Option<(&Platform, u64)> {
+        let platform = self.platform.as_ref()?;
+        let wait_ms = ConfirmWish::wait_ms(work.confirm, platform.on_request, platform.wait_ms)?;
+        Some((platform, wait_ms))
     }
 
     /// Takes over an attempt that succeeded.

@@ -39,6 +39,9 @@ section! {
 pub enum ConfirmMode {
     /// Ringback: it stores the file, tells the receiver and waits.
     Platform,
+    /// The same, for jobs that ask for it.
+    #[serde(rename = "on_request")]
+    OnRequest,
     /// The handler itself: it gets the variables and the routes that it expects.
     Handler,
 }
@@ -46,7 +49,7 @@ pub enum ConfirmMode {
 section! {
     /// The confirm handshake: the job ends once its receiver has the file, or after the time limit.
     ConfirmConfig {
-        /// "platform" or "handler". Unset: nobody waits.
+        /// "platform", "on_request" (the same, only for jobs that ask with `artifact_confirm`) or "handler". Unset: nobody waits.
         mode: Option<ConfirmMode> = None,
         /// Who is told, with `job_id, download_url, confirmation_url, filename`. Unset: the handler's variable NEXTJS_WEBHOOK_URL, else only registered webhooks hear of it.
         receiver_url: Option<String> = None,
@@ -64,6 +67,14 @@ pub const TIMEOUT_VARIABLE: &str = "DOWNLOAD_CONFIRMATION_TIMEOUT";
 const DEFAULT_TIMEOUT_MS: u64 = 60_000;
 /// Nobody waits longer: the slot of a lost receiver must not be kept for ever.
 const MAX_TIMEOUT_MS: u64 = 3_600_000;
+
+impl ConfirmMode {
+    /// Whether Ringback tells the receiver, for all jobs or for those that ask.
+    #[must_use]
+    pub const fn is_platform(self) -> bool {
+        matches!(self, Self::Platform | Self::OnRequest)
+    }
+}
 
 impl ArtifactsConfig {
     /// Whether anything in an output may become an artefact.
@@ -107,10 +118,10 @@ impl ConfirmConfig {
         if let Some(ms) = self.timeout_ms {
             p.within(&format!("{at}.timeout_ms"), ms, 100, MAX_TIMEOUT_MS);
         }
-        if self.mode == Some(ConfirmMode::Platform) && !artifacts.is_on() {
+        if self.mode.is_some_and(ConfirmMode::is_platform) && !artifacts.is_on() {
             p.add(
                 format!("{at}.mode"),
-                "\"platform\" confirms artefacts, and this endpoint makes none: set artifacts.paths or artifacts.base64",
+                "confirms artefacts, and this endpoint makes none: set artifacts.paths or artifacts.base64",
             );
         }
     }
