@@ -257,6 +257,48 @@ async fn platform_mode_on_postgres() {
     platform_mode(Backend::Postgres).await;
 }
 
+/// A job's own word on the handshake: it may do without, ask where the endpoint waits only for those that ask, and wait
+/// shorter, never longer. Whom it is told to stays the endpoint's to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_has_a_word_on_its_confirmation() {
+    let Some(receiver) = FileReceiver::start().await else { return };
+    let Some(mut handlers) = Handlers::new(Backend::Sqlite) else { return };
+    // Its receiver never confirms: only a wait that is cut short ends within this test.
+    let deaf = platform(&receiver, "confirm=no", 600_000);
+    handlers.endpoint("deaf", &deaf);
+    handlers.endpoint("asked", &platform(&receiver, "", 600_000).replace("platform", "on_request"));
+    handlers.endpoint("plain", "artifacts = { paths = true }");
+    let Some(stack) = Stack::dev(handlers.options.clone()).await else { return };
+    let input = json!({"name": "a.wav", "text": "x"});
+    let ended = async |endpoint: &str, wish: Value| {
+        let body = json!({"input": input, "artifact_confirm": wish});
+        let id = stack.api.run(endpoint, &body).await;
+        stack.api.wait_end(endpoint, &id, LATER).await;
+        let job = stack.api.job(&id).await;
+        (job["output"]["audio"]["confirmed"].clone(), job["artifacts"][0]["state"].clone())
+    };
+    let told = || receiver.steps("told").len();
+    assert_eq!(ended("deaf", json!(false)).await, (Value::Null, json!("ready")), "no wait");
+    assert_eq!(told(), 0, "and nobody is told");
+    let shorter = json!({"timeout_ms": 1_200});
+    assert_eq!(ended("deaf", shorter).await, (json!(false), json!("unconfirmed")));
+    assert_eq!(ended("asked", json!(true)).await, (json!(true), json!("confirmed")));
+    let so_far = told();
+    let job = self::ended(&stack, "asked", input.clone()).await;
+    assert_eq!((&job["status"], &job["artifacts"][0]["state"]), (&json!("COMPLETED"), &json!("ready")));
+    assert_eq!(told(), so_far, "who does not ask is not waited for");
+    for (endpoint, wish, wanted) in [
+        ("plain", json!(true), "does not offer"),
+        ("deaf", json!({"timeout_ms": 600_001}), "between 100 and 600000"),
+        ("deaf", json!({"receiver_url": "https://x.example"}), "must be true, false or"),
+        ("deaf", json!({"timeout_ms": "1"}), "artifact_confirm.timeout_ms"),
+    ] {
+        let body = json!({"input": 1, "artifact_confirm": wish});
+        let reply = stack.api.post(&format!("/v2/{endpoint}/run"), &body).await;
+        assert!(reply.status == 400 && reply.text.contains(wanted), "{body}: {}", reply.text);
+    }
+}
+
 /// Row B4: nobody confirms, the job ends and says so; a late confirmation is still taken. Other shapes of files, and
 /// texts that only look like files.
 #[tokio::test(flavor = "multi_thread")]

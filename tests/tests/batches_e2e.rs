@@ -138,9 +138,33 @@ async fn stops_at_the_first_failure(api: &Client) {
     );
 }
 
+/// The link in a batch's body: it came signed, opens without a key, and stands in no log.
+async fn link_in_the_body(stack: &Stack) {
+    let items: Vec<Value> = (0..3).map(|n| json!({"input": {"n": n}})).collect();
+    let batch = json!({"endpoint": "echo", "items": items, "callback_url": stack.receiver.url("/linked")});
+    stack.api.post("/v1/batches", &batch).await.expect(201);
+    let hit = until("the batch's body", LATER, || async {
+        stack.receiver.hits().into_iter().find(|hit| hit.path == "/linked")
+    })
+    .await;
+    assert_eq!(hit.signature, Ok(()));
+    let url = hit.json["result_url"].as_str().expect("a result_url");
+    let path = url.strip_prefix(stack.api.base()).unwrap_or_else(|| panic!("{url}"));
+    let reply = Client::new(stack.api.base(), "").get(path).await;
+    assert_eq!((reply.status, reply.text.lines().count()), (200, 3), "{}", reply.text);
+    let token = path.split('/').nth(3).expect("a token");
+    assert_eq!(token.len(), 32, "{path}");
+    assert!(stack.log("dev").contains("batch file fetched") && !stack.log("dev").contains(token));
+}
+
 async fn all(backend: Backend) {
     let Some(stack) = Stack::dev(options(backend)).await else { return };
-    tokio::join!(tts(&stack), own_template(&stack.api), stops_at_the_first_failure(&stack.api));
+    tokio::join!(
+        tts(&stack),
+        own_template(&stack.api),
+        stops_at_the_first_failure(&stack.api),
+        link_in_the_body(&stack)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,9 +10,7 @@ use ringback_domain::webhook::response::Profile;
 use ringback_domain::{EndpointId, Name, ProjectId, event::EndpointKind, policy::Policy};
 use ringback_service_runtime::{
     RingbackConfig,
-    config::{
-        ConfirmMode, EndpointConfig, ExecutorConfig, Retention, WebhookEvents, WebhookProfile,
-    },
+    config::{ConfirmMode, EndpointConfig, ExecutorConfig, Retention, WebhookEvents, WebhookProfile},
 };
 use ringback_store::endpoints::EndpointRow;
 

@@ -4,6 +4,7 @@ use prost::Message;
 use ringback_domain::webhook::response::Profile;
 use ringback_domain::{
     AttemptRef, BatchId, JobId, JobStatus, Nonce,
+    event::Completion,
     job::EndReason,
     target::{BodyFormat, EventScope, Target},
 };
@@ -34,6 +35,43 @@ pub enum ContractError {
 /// Accepts the versions this release can read.
 pub const fn read_version(got: u32) -> Result<(), ContractError> {
     if got >= 1 && got <= VERSION { Ok(()) } else { Err(ContractError::Version { got }) }
+}
+
+/// What is known of a completion, as a worker sends it.
+#[must_use]
+pub fn completion_to_wire(c: Completion) -> v1::Completion {
+    let Completion {
+        model,
+        content,
+        content_cut,
+        finish_reason,
+        prompt_tokens,
+        completion_tokens,
+        total_tokens,
+    } = c;
+    v1::Completion {
+        model,
+        content,
+        content_cut,
+        finish_reason,
+        prompt_tokens,
+        completion_tokens,
+        total_tokens,
+    }
+}
+
+/// Reads [`completion_to_wire`] back.
+#[must_use]
+pub fn completion_of(c: v1::Completion) -> Completion {
+    Completion {
+        model: c.model,
+        content: c.content,
+        content_cut: c.content_cut,
+        finish_reason: c.finish_reason,
+        prompt_tokens: c.prompt_tokens,
+        completion_tokens: c.completion_tokens,
+        total_tokens: c.total_tokens,
+    }
 }
 
 /// Reads a 16-byte job id.

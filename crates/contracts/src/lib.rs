@@ -19,8 +19,8 @@ pub mod v1 {
 }
 
 pub use convert::{
-    ContractError, attempt_of, attempt_to_wire, batch_id_of, history_append, history_of, job_id_of,
-    payload_of, read_version, targets_of, targets_to_bytes,
+    ContractError, attempt_of, attempt_to_wire, batch_id_of, completion_of, completion_to_wire,
+    history_append, history_of, job_id_of, payload_of, read_version, targets_of, targets_to_bytes,
 };
 pub use endpoints::{EndpointFacts, EndpointKey, endpoint_facts_of, endpoint_names_of};
 pub use prost::Message;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ringback_contracts::{attempt_to_wire, v1};
 use ringback_domain::JobId;
+use ringback_domain::artifact::ConfirmWish;
 
 use crate::executor::JobKey;
 use crate::message::Message;

@@ -10,6 +10,7 @@ use ringback_bus::{JobDelivery, JobPuller};
 use ringback_contracts::{
     ContractError, Message as _, attempt_to_wire, job_id_of, payload_of, read_version, v1,
 };
+use ringback_domain::artifact::ConfirmWish;
 use ringback_service_runtime::json::fit_text;
 use ringback_service_runtime::time::now_ms;
 use ringback_service_runtime::{Check, Shutdown, fault, trace_context};
@@ -664,5 +665,6 @@ fn outcome(
         logs: (!logs.is_empty()).then(|| payload_of(logs)),
         chunks,
         traceparent,
+        completion: None,
     })
 }

@@ -10,11 +10,12 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use ringback_bus::{Bus, BusError, Verb};
-use ringback_contracts::{Message as _, VERSION, attempt_of, v1};
+use ringback_contracts::{Message as _, VERSION, attempt_of, completion_to_wire, v1};
+use ringback_domain::event::Completion;
 use ringback_domain::{AttemptRef, JobId};
 use ringback_service_runtime::blobs::{BlobError, BlobKey, BlobStore};
 use ringback_service_runtime::fault;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::message::Message;
 use crate::spool::SpoolWriter;
@@ -171,7 +172,17 @@ struct Pending {
 }
 
 type Answer = (Vec<u64>, Result<Vec<v1::Verdict>, BusError>);
-type Uploaded = (u64, Option<v1::Payload>, Option<v1::Payload>, Option<BlobError>);
+
+/// What became of large payloads.
+#[derive(Default)]
+struct Uploaded {
+    id: u64,
+    output: Option<v1::Payload>,
+    /// What that output says of a completion.
+    completion: Option<v1::Completion>,
+    logs: Option<v1::Payload>,
+    failed: Option<BlobError>,
+}
 
 struct Actor {
     settings: OutcomeSettings,
@@ -289,31 +300,34 @@ impl Actor {
         };
         let blobs = self.settings.blobs.clone();
         self.uploads.push(Box::pin(async move {
-            let (mut new_output, mut new_logs, mut failed) = (None, None, None);
+            let mut done = Uploaded { id, ..Uploaded::default() };
             if let Some(bytes) = output {
+                done.completion = completion_in(bytes.clone()).await;
                 match put(&blobs, "out", &job, &attempt, bytes).await {
-                    Ok(payload) => new_output = Some(payload),
-                    Err(error) => failed = Some(error),
+                    Ok(payload) => done.output = Some(payload),
+                    Err(error) => done.failed = Some(error),
                 }
             }
             if let Some(bytes) = logs
-                && failed.is_none()
+                && done.failed.is_none()
             {
                 match put(&blobs, "logs", &job, &attempt, bytes).await {
-                    Ok(payload) => new_logs = Some(payload),
-                    Err(error) => failed = Some(error),
+                    Ok(payload) => done.logs = Some(payload),
+                    Err(error) => done.failed = Some(error),
                 }
             }
-            (id, new_output, new_logs, failed)
+            done
         }));
     }
 
-    fn uploaded(&mut self, (id, output, logs, failed): Uploaded) {
+    fn uploaded(&mut self, uploaded: Uploaded) {
+        let Uploaded { id, output, completion, logs, failed } = uploaded;
         let Some(pending) = self.pending.get_mut(&id) else { return };
         if let Some(payload) = output
             && let Some(slot) = output_of(&mut pending.outcome)
         {
             *slot = Some(payload);
+            pending.outcome.completion = completion;
         }
         if let Some(payload) = logs {
             pending.outcome.logs = Some(payload);
@@ -515,6 +529,16 @@ fn large_inline(payload: Option<&v1::Payload>, limit: usize) -> Option<Bytes> {
         v1::payload::At::Inline(bytes) if bytes.len() > limit => Some(bytes.clone()),
         v1::payload::At::Inline(_) | v1::payload::At::BlobKey(_) => None,
     }
+}
+
+/// What a large output says of a completion, read while it is at hand. One at a time: parsed JSON is several times its
+/// text.
+async fn completion_in(output: Bytes) -> Option<v1::Completion> {
+    static ONE: Semaphore = Semaphore::const_new(1);
+    // Never closed.
+    let _one = ONE.acquire().await.ok()?;
+    let read = tokio::task::spawn_blocking(move || Completion::of_large(&output));
+    read.await.ok().flatten().map(completion_to_wire)
 }
 
 /// The key names the attempt, so that writing it again writes the same.

@@ -500,12 +500,15 @@ async fn large_payloads_travel_as_blobs() {
     let Some(mut rig) = Rig::start().await else { return };
     let worker = rig.worker(echo(), 1).await;
     let job = rig.job();
-    let large = Bytes::from(json!({"x": "y".repeat(600_000)}).to_string());
+    let usage = json!({"prompt_tokens": 7, "completion_tokens": 5});
+    let large = Bytes::from(json!({"text": "y".repeat(600_000), "usage": usage}).to_string());
     let key = BlobKey::new(format!("in/{}", job.simple())).expect("key");
     rig.blobs.put(&key, large.clone()).await.expect("put");
     let at = Some(v1::payload::At::BlobKey(key.as_str().to_owned()));
     rig.publish(job, v1::Payload { at, size_bytes: large.len() as u64 }, false).await;
     let outcome = rig.tracker.outcome(job).await;
+    let said = outcome.completion.expect("what it says of a completion");
+    assert_eq!((said.total_tokens, said.content_cut), (Some(12), true));
     let Some(v1::outcome::Result::Success(success)) = outcome.result else { panic!("{:?}", outcome.result) };
     let payload = success.output.expect("output");
     assert_eq!(payload.size_bytes, large.len() as u64);

@@ -298,6 +298,42 @@ async fn events_go_by_their_own_time(rig: &mut Rig) {
     assert_eq!(rig.number("SELECT COUNT(*) FROM events").await, 2);
     assert_eq!(rig.number("SELECT COUNT(*) FROM deliveries WHERE state = 0").await, 1);
     rig.books_balance().await;
+
+    // Webhooks that are gone keep their rows for a month; nobody has to make another one for them to go.
+    for (name, column, at) in [
+        ("'deleted'", "deleted_at_ms", old - month),
+        ("'expired'", "expires_at_ms", old - month),
+        ("'lately'", "deleted_at_ms", old),
+        ("'alive'", "expires_at_ms", i64::MAX),
+    ] {
+        let text = format!(
+            "INSERT INTO webhooks (public_id, project_id, label, format, filter, strict_order, paused, enable_epoch, \
+             created_at_ms, updated_at_ms, {column}) VALUES ({name}, 1, '', 0, '{{}}', 0, 0, 1, 1, 1, {at})"
+        );
+        run(rig, text).await;
+        let secret = "INSERT INTO webhook_secrets (webhook_id, secret_encrypted, created_at_ms) \
+                      VALUES ((SELECT MAX(id) FROM webhooks), $1, 1)";
+        run(rig, secret.to_owned()).await;
+    }
+    let revision = rig.store.registry().await.unwrap().revision();
+    assert_eq!(bench.app.retention().await.unwrap().webhooks, 2);
+    let left = "SELECT COUNT(*) FROM webhooks WHERE public_id IN ('lately', 'alive')";
+    assert_eq!((rig.number(left).await, rig.number("SELECT COUNT(*) FROM webhooks").await), (2, 2));
+    assert_eq!(rig.number("SELECT COUNT(*) FROM webhook_secrets").await, 2);
+    assert!(rig.store.registry().await.unwrap().revision() > revision, "every process forgets them");
+    assert_eq!(bench.app.retention().await.unwrap().webhooks, 0);
+}
+
+/// Runs a statement; `$1` in it stands for a few bytes.
+async fn run(rig: &Rig, text: String) {
+    let values = if text.contains("$1") { vec![Value::from(vec![1_u8])] } else { Vec::new() };
+    rig.store
+        .write(Urgency::Now, move |tx| {
+            let (text, values) = (text.clone(), values.clone());
+            Box::pin(async move { sql::execute(tx.conn(), &text, values).await.map(drop) })
+        })
+        .await
+        .unwrap();
 }
 
 async fn reserve(rig: &Rig, key: &BlobKey) {

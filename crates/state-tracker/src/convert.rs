@@ -4,7 +4,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
-use ringback_contracts::{ContractError, attempt_of, job_id_of, v1};
+use ringback_contracts::{ContractError, attempt_of, completion_of, job_id_of, v1};
 use ringback_domain::{AttemptRef, JobId, Name, Nonce, TimestampMs};
 use ringback_store::{results::StoredPayload, workers::WorkerBeat};
 
@@ -21,10 +21,10 @@ fn payload_of(payload: Option<v1::Payload>) -> StoredPayload {
     match payload.at {
         None => StoredPayload::default(),
         Some(v1::payload::At::Inline(bytes)) => {
-            StoredPayload { size_bytes: bytes.len() as u64, inline: Some(bytes), blob_key: None }
+            StoredPayload { size_bytes: bytes.len() as u64, inline: Some(bytes), ..StoredPayload::default() }
         }
         Some(v1::payload::At::BlobKey(key)) => {
-            StoredPayload { inline: None, blob_key: Some(key), size_bytes: payload.size_bytes }
+            StoredPayload { blob_key: Some(key), size_bytes: payload.size_bytes, ..StoredPayload::default() }
         }
     }
 }
@@ -34,7 +34,11 @@ pub(crate) fn outcome_of(worker: &Arc<str>, o: v1::Outcome) -> Result<Unit, Cont
     use v1::outcome::Result as R;
     let (job, attempt) = attempt_of(o.attempt.as_ref())?;
     let told = match o.result.ok_or(ContractError::Field { field: "result" })? {
-        R::Success(s) => Told::Succeeded { output: payload_of(s.output) },
+        R::Success(s) => {
+            // A record of an earlier release tells nothing of it.
+            let said = o.completion.map(|c| Arc::new(completion_of(c)));
+            Told::Succeeded { output: StoredPayload { said, ..payload_of(s.output) } }
+        }
         R::Failure(f) => Told::Failed {
             error: f.error,
             error_type: Some(f.error_type).filter(|t| !t.is_empty()),

@@ -9,9 +9,12 @@ use ringback_bus::Verb;
 use ringback_contracts::{
     VERSION,
     catalogue::{catalogue, describe},
-    v1,
+    completion_to_wire, v1,
 };
-use ringback_domain::{AttemptRef, JobId, JobStatus, event::EventType};
+use ringback_domain::{
+    AttemptRef, JobId, JobStatus,
+    event::{Completion, EventType},
+};
 use ringback_store::{
     Urgency, sql,
     submit::{Admission, Submit},
@@ -316,6 +319,29 @@ async fn completions_tell_tokens_and_text(rig: &mut Rig) {
     // Whoever asks for jobs hears of them under that name.
     assert!(names(rig, jobs).await.iter().all(|n| n.starts_with("job.")));
     assert_eq!(names(rig, jobs).await.len(), heard.len());
+    // An output in a blob: its worker told what it says, and the tracker reads no blob.
+    let large = rig.submit(vec![ask()]).await[0];
+    let said = Completion {
+        content: Some("Once".into()),
+        content_cut: true,
+        finish_reason: Some("length".into()),
+        prompt_tokens: Some(7),
+        completion_tokens: Some(900),
+        total_tokens: Some(907),
+        model: Some("m-2".into()),
+    };
+    let at = Some(v1::payload::At::BlobKey("out/x/1-1-00".into()));
+    let output = Some(v1::Payload { at, size_bytes: 300_000 });
+    let result = Some(v1::outcome::Result::Success(v1::Success { output }));
+    let told =
+        v1::Outcome { result, completion: Some(completion_to_wire(said)), ..success(large, first(), "1") };
+    rig.outcome("w", told).await;
+    let all = owed(rig, both).await;
+    let (name, body) = all.iter().rfind(|(_, b)| b["data"]["job_id"] == large.to_string()).unwrap();
+    let data = &body["data"];
+    assert_eq!((name.as_str(), &data["content"]), ("completion.finished", &json!("Once")));
+    assert_eq!((&data["content_truncated"], &data["total_tokens"]), (&json!(true), &json!(907)));
+    assert_eq!((&data["model"], &data["finish_reason"]), (&json!("m-2"), &json!("length")));
     rig.books_balance().await;
 }
 

@@ -157,6 +157,8 @@ pub struct Found {
     pub duration_ms: Option<i64>,
     /// Who answered it.
     pub address: Option<String>,
+    /// The beginning of that answer's body.
+    pub response: Option<Vec<u8>>,
     /// The job that it is about: its public id has the prefix or not.
     pub sync_id: Option<bool>,
     /// Whether it is about a batch.
@@ -173,7 +175,7 @@ impl Found {
 
 const COLUMNS: &str = "COALESCE(d.position, 0), d.owner_id, d.seq, d.target, d.event, d.terminal, d.url, d.state, \
                        d.attempts, d.replays, d.created_at_ms, d.next_attempt_at_ms, d.ended_at_ms, d.last_status, \
-                       d.last_error, d.duration_ms, d.address, \
+                       d.last_error, d.duration_ms, d.address, d.response, \
                        (SELECT j.sync_id FROM jobs j WHERE j.id = d.owner_id), \
                        (SELECT 1 FROM batches b WHERE b.id = d.owner_id)";
 
@@ -194,8 +196,9 @@ fn read(row: &QueryResult) -> Result<Found, StoreError> {
         last_error: row.try_get_by_index(14)?,
         duration_ms: row.try_get_by_index(15)?,
         address: row.try_get_by_index(16)?,
-        sync_id: row.try_get_by_index::<Option<i64>>(17)?.map(|n| n != 0),
-        of_batch: small(row, 18)?.is_some(),
+        response: row.try_get_by_index(17)?,
+        sync_id: row.try_get_by_index::<Option<i64>>(18)?.map(|n| n != 0),
+        of_batch: small(row, 19)?.is_some(),
     })
 }
 

@@ -10,7 +10,10 @@ use crate::{
     StoreError, WriteTx,
     secrets::{SecretKey, add_secret, live_secrets},
     sql,
-    webhooks::secrets::{MAX_LIVE, Removed},
+    webhooks::{
+        bump_registry,
+        secrets::{MAX_LIVE, Removed},
+    },
 };
 
 /// What became of an addition.
@@ -97,6 +100,7 @@ pub async fn remove(
         [Value::from(secret), Value::from(tx.now_ms())],
     )
     .await?;
+    bump_registry(tx).await?;
     Ok(Removed::Done)
 }
 

@@ -1,8 +1,11 @@
 //! How runs and attempts ended: rows written by the state-tracker in the transaction of the transition (P2, P3).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use ringback_domain::{
     JobId, JobStatus, Nonce, TimestampMs,
+    event::Completion,
     job::{EndReason, Ended},
 };
 use sea_orm::Value;
@@ -21,6 +24,8 @@ pub struct StoredPayload {
     pub blob_key: Option<String>,
     /// Their number in either place.
     pub size_bytes: u64,
+    /// What an output in a blob says of a completion, as its worker told. It is not stored.
+    pub said: Option<Arc<Completion>>,
 }
 
 /// The result of a run.

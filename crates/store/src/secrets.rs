@@ -22,7 +22,7 @@ use ringback_service_runtime::Redacted;
 use sea_orm::{ConnectionTrait, Value};
 use sha2::{Digest as _, Sha256};
 
-use crate::{StoreError, WriteTx, sql};
+use crate::{StoreError, WriteTx, sql, webhooks::bump_registry};
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
@@ -294,8 +294,9 @@ pub async fn add_secret(
             Value::from(tx.now_ms()),
         ],
     )
-    .await
-    .map(drop)
+    .await?;
+    // Dispatchers keep keys until this number rises.
+    bump_registry(tx).await
 }
 
 /// Makes the secrets that sign exactly these, given newest first; others are disabled and kept. With an empty list
@@ -320,6 +321,7 @@ pub async fn set_secrets(
             [Value::from(tx.now_ms()), Value::from(gone.id)],
         )
         .await?;
+        bump_registry(tx).await?;
     }
     // The newest gets the highest id, so it is added last.
     for secret in secrets.iter().rev().filter(|new| live.iter().all(|old| old.secret != **new)) {

@@ -17,6 +17,7 @@ use ringback_store::deliveries::{
     attempts_of, batch_delivery, deliveries_of, delivery_counts, delivery_counts_between, delivery_counts_of,
     due_page, insert_deliveries, job_delivery, pending_age_ms, record_outcomes, stored_of,
 };
+use ringback_store::delivery_search::one;
 use ringback_store::partitions::{Membership, Take, acquire, depart, keep_alive, leases, release, renew};
 use ringback_store::secrets::{
     SecretKey, add_secret, ensure_secret, live_secrets, set_secrets, signing_keys,
@@ -101,6 +102,7 @@ fn delivered(claim: Claim, job: JobId, seq: u32) -> Outcome {
         failed: None,
         duration_ms: Some(7),
         address: Some("127.0.0.1:9".into()),
+        response: Some(b"ok".to_vec()),
         replays: 0,
     }
 }
@@ -179,6 +181,8 @@ async fn only_the_owner_of_the_partition_records(store: Store) {
     let seen = deliveries_of(store.read(), PROJECT, uuid(job(8))).await.unwrap();
     assert_eq!((seen[0].state, seen[0].last_status), (DeliveryState::Delivered, Some(200)));
     assert_eq!(seen[0].delivered_at_ms(), Some(NOW + 50));
+    let found = one(store.read(), PROJECT, uuid(job(8)), 1, 0).await.unwrap().unwrap();
+    assert_eq!((found.duration_ms, found.response.as_deref()), (Some(7), Some(&b"ok"[..])));
     assert_eq!(seen[0].id, format!("msg_{}_1_0", job(8).simple()));
     assert!(deliveries_of(store.read(), ProjectId(4), uuid(job(8))).await.unwrap().is_empty());
 }

@@ -222,6 +222,7 @@ fn outcome(claim: Claim, job: JobId, seq: u32, state: DeliveryState) -> Outcome 
         failed: None,
         duration_ms: Some(3),
         address: None,
+        response: None,
         replays: 0,
     }
 }

@@ -15,32 +15,32 @@ use ringback_store::{Store, StoreError, Urgency};
 
 use crate::clock::Clock;
 
-/// A new secret of a project signs, and one that has run out stops signing, within this time.
+/// A secret that has run out stops signing within this time. Whatever somebody changes is seen at once: it raises the
+/// number of the registry.
 const FRESH: Duration = Duration::from_secs(5);
 /// Owners remembered.
 const REMEMBERED: usize = 10_000;
 
-/// Whose keys sign.
+/// Whose keys sign, with the number of the registry at that moment: keys read before it are stale.
 #[derive(Debug, Clone)]
 pub(crate) enum Signer {
     /// A project's: for the targets of its jobs.
-    Project(ProjectId),
-    /// A webhook's own. With the number of the registry in which it was seen: keys read before that are stale.
+    Project(ProjectId, i64),
+    /// A webhook's own.
     Webhook(Arc<Webhook>, i64),
 }
 
 impl Signer {
     fn name(&self) -> (bool, i64) {
         match self {
-            Self::Project(project) => (false, project.0),
+            Self::Project(project, _) => (false, project.0),
             Self::Webhook(webhook, _) => (true, i64::from(webhook.id)),
         }
     }
 
     fn revision(&self) -> i64 {
         match self {
-            Self::Project(_) => 0,
-            Self::Webhook(_, revision) => *revision,
+            Self::Project(_, revision) | Self::Webhook(_, revision) => *revision,
         }
     }
 }
@@ -142,7 +142,7 @@ impl Keyring {
     async fn read(&self, signer: &Signer) -> Result<Arc<Keys>, StoreError> {
         let mut secrets = self.secrets(signer).await?;
         if secrets.is_empty()
-            && let Signer::Project(project) = *signer
+            && let Signer::Project(project, _) = *signer
         {
             // A project without a secret gets one now.
             let key = self.key.clone();
@@ -170,7 +170,7 @@ impl Keyring {
 
     async fn secrets(&self, signer: &Signer) -> Result<Vec<Redacted<String>>, StoreError> {
         match signer {
-            Signer::Project(project) => {
+            Signer::Project(project, _) => {
                 let live = live_secrets(self.store.read(), &self.key, *project).await?;
                 Ok(live.into_iter().map(|secret| secret.secret).collect())
             }
@@ -180,5 +180,58 @@ impl Keyring {
                 Ok(live.into_iter().map(|secret| secret.secret).collect())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringback_store::Open;
+    use ringback_store::project_secrets::remove;
+    use ringback_store::secrets::add_secret;
+    use ringback_test_support::files::Folder;
+    use ringback_test_support::signature::new_secret;
+
+    use super::*;
+
+    const PROJECT: ProjectId = ProjectId(1);
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_rotated_secret_of_a_project_is_seen_at_once() {
+        let folder = Folder::new("keyring");
+        let open = Open::url(format!("sqlite://{}/t.db", folder.path().display()));
+        Store::migrate(&open).await.unwrap();
+        let store = Store::open(&open).await.unwrap();
+        let key = SecretKey::from_bytes(&[7; 32]);
+        let add = async || {
+            let (key, secret) = (key.clone(), Redacted::new(new_secret()));
+            store
+                .write(Urgency::Now, move |tx| {
+                    let (key, secret) = (key.clone(), secret.clone());
+                    Box::pin(async move { add_secret(tx, &key, PROJECT, &secret).await })
+                })
+                .await
+                .unwrap();
+        };
+        add().await;
+        let keyring = Keyring::new(store.clone(), key.clone(), Arc::new(Clock::new()));
+        let signing = async || {
+            let revision = store.registry().await.unwrap().revision();
+            keyring.keys(&Signer::Project(PROJECT, revision)).await.unwrap()
+        };
+        let first = signing().await;
+        assert_eq!(first.standard.len(), 1);
+        assert!(Arc::ptr_eq(&first, &signing().await), "kept while nothing changes");
+        add().await;
+        assert_eq!(signing().await.standard.len(), 2, "both sign");
+        let oldest = live_secrets(store.read(), &key, PROJECT).await.unwrap().pop().unwrap().id;
+        let sealing = key.clone();
+        store
+            .write(Urgency::Now, move |tx| {
+                let key = sealing.clone();
+                Box::pin(async move { remove(tx, &key, PROJECT, oldest).await })
+            })
+            .await
+            .unwrap();
+        assert_eq!(signing().await.standard.len(), 1, "the removed one signs no more");
     }
 }

@@ -11,7 +11,7 @@ use ringback_domain::webhook::response::{
 };
 use ringback_domain::webhook::runflow;
 use ringback_domain::webhook::signature::{ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, sign};
-use ringback_domain::webhook::{message_id, url::UrlError};
+use ringback_domain::webhook::url::UrlError;
 use ringback_egress::{Answer, Post, Posted};
 use ringback_service_runtime::blobs::BlobError;
 use ringback_service_runtime::{fault, trace_context};
@@ -33,6 +33,9 @@ const REPLAY: HeaderName = HeaderName::from_static("webhook-replay");
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("Ringback/", env!("CARGO_PKG_VERSION")));
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// What is kept of the answer to a try that succeeded: it lies in the delivery's row.
+const ACKNOWLEDGEMENT_BYTES: usize = 512;
+
 /// How a flight came back.
 pub(crate) enum Landing {
     /// The receiver, or the way to it, said something.
@@ -46,9 +49,8 @@ pub(crate) async fn fly(shared: Arc<Shared>, flight: Flight) -> (Flight, Landing
     let span = tracing::info_span!(
         "webhook.post",
         otel.kind = "client",
-        owner = %flight.owed.key.owner,
+        webhook_id = flight.owed.key.webhook_id(flight.owed.seq),
         event = event_name(flight.owed.event),
-        seq = flight.owed.seq,
         attempt = flight.n,
     );
     trace_context::set_parent(&span, Some(flight.owed.traceparent.as_str()));
@@ -84,7 +86,7 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
     }
     let signer = match served {
         Some(served) => Signer::Webhook(Arc::clone(&served.webhook), view.revision()),
-        None => Signer::Project(ProjectId(owed.place.project)),
+        None => Signer::Project(ProjectId(owed.place.project), view.revision()),
     };
     let keys = match shared.keyring.keys(&signer).await {
         Ok(keys) => keys,
@@ -97,7 +99,7 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
     };
     fault::point("dispatcher.post.before");
     let (began, began_at_ms) = (Instant::now(), shared.clock.now_ms());
-    let id = message_id(owed.key.owner, u64::from(owed.seq), owed.key.target);
+    let id = owed.key.webhook_id(owed.seq);
     // Stamped just before sending: receivers allow five minutes.
     let timestamp_s = began_at_ms / 1000;
     let signature = sign(&keys.standard, &id, timestamp_s, &body.bytes);
@@ -154,7 +156,10 @@ fn judge(profile: Profile, posted: Posted, began_at_ms: i64, duration_ms: u64) -
             tried.verdict = judge_status(profile, *status, retry_after.as_deref(), now_s);
             tried.status = Some(*status);
             tried.address = remote.map(|address| address.to_string());
-            if tried.verdict != Verdict::Delivered {
+            if tried.verdict == Verdict::Delivered {
+                let kept = &answer.body[..answer.body.len().min(ACKNOWLEDGEMENT_BYTES)];
+                tried.response = (!kept.is_empty()).then(|| kept.to_vec());
+            } else {
                 tried.flow = Flow::Bad;
                 tried.response = Some(answer.body.to_vec());
             }

@@ -14,10 +14,12 @@ use ringback_service_runtime::blobs::{BlobKey, BlobStore};
 use ringback_service_runtime::config::BlobsConfig;
 use ringback_service_runtime::time::now_ms;
 use ringback_store::deliveries::{DeliveryState, body_to_wire};
+use ringback_store::delivery_search::one;
 use ringback_test_support::receiver::Mode;
 use ringback_test_support::signature::new_secret;
 use ringback_test_support::wait::{until, until_true};
-use support::{Dispatcher, Rig, SOON, TRACE, end, job, life};
+use support::{Dispatcher, PROJECT, Rig, SOON, TRACE, end, job, life};
+use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_tells_its_states_in_order_signed_and_traced() {
@@ -41,6 +43,10 @@ async fn a_job_tells_its_states_in_order_signed_and_traced() {
     for id in &ids {
         let seen = rig.ends(*id, DeliveryState::Delivered).await;
         assert_eq!(seen.iter().map(|d| (d.attempts, d.last_status)).collect::<Vec<_>>(), [(1, Some(200)); 3]);
+        let owner = Uuid::from_bytes(*id.as_bytes());
+        let found = one(rig.store.read(), PROJECT, owner, 3, 0).await.unwrap().unwrap();
+        assert_eq!(found.response.as_deref(), Some(b"{\"acknowledged\":true}".as_slice()));
+        assert!(found.duration_ms.is_some() && found.address.is_some());
         let hits = rig.receiver.hits_of(&id.to_string());
         let order: Vec<&str> = hits.iter().map(|hit| hit.status()).collect();
         assert_eq!(order, ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]);

@@ -119,7 +119,7 @@ async fn tries(api: &Api, who: &Principal, d: &Found) -> Result<Vec<Value>, ApiE
             "status": d.last_status,
             "error": null,
             "address": d.address,
-            "response": null,
+            "response": d.response.as_ref().map(|r| String::from_utf8_lossy(r).into_owned()),
         }));
     }
     Ok(shown)

@@ -101,6 +101,19 @@ fn reason(d: &Found) -> Option<String> {
     }
 }
 
+/// The try that was acknowledged, whose facts are the delivery's.
+pub(super) fn acknowledged_json(d: &Found) -> Value {
+    let took = d.duration_ms.unwrap_or_default();
+    json!({
+        "attempt_number": d.attempts,
+        "attempted_at": moment(d.ended_at_ms.map(|at| at.saturating_sub(took))),
+        "status_code": d.last_status,
+        "response_body": d.response.as_ref().map(|r| String::from_utf8_lossy(r).into_owned()),
+        "response_time_ms": d.duration_ms,
+        "error_message": null,
+    })
+}
+
 pub(super) fn attempt_json(t: &AttemptView) -> Value {
     json!({
         "attempt_number": t.n,
@@ -129,15 +142,7 @@ async fn history(api: &Api, who: &Principal, of: &Subject) -> Result<Value, ApiE
             .map(attempt_json)
             .collect();
         if d.state == DeliveryState::Delivered {
-            let took = d.duration_ms.unwrap_or_default();
-            attempts.push(json!({
-                "attempt_number": d.attempts,
-                "attempted_at": moment(d.ended_at_ms.map(|at| at.saturating_sub(took))),
-                "status_code": d.last_status,
-                "response_body": null,
-                "response_time_ms": d.duration_ms,
-                "error_message": null,
-            }));
+            attempts.push(acknowledged_json(&d));
         }
         deliveries.push(json!({
             "id": d.id(),

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use ringback_domain::{TimestampMs, event::EventType, webhook::runflow_body::time};
+use ringback_domain::event::EventType;
 use ringback_store::{
     auth::ScopeSet,
     deliveries::{DeliveryState, attempts_of},
@@ -16,7 +16,10 @@ use ringback_store::{
 };
 use serde_json::{Value, json};
 
-use super::{RunflowError, callbacks::attempt_json};
+use super::{
+    RunflowError,
+    callbacks::{acknowledged_json, attempt_json},
+};
 use crate::{
     auth::Principal,
     error::ApiError,
@@ -34,15 +37,7 @@ async fn tries(api: &Api, who: &Principal, d: &Found) -> Result<Vec<Value>, ApiE
     let mut shown: Vec<Value> =
         all.iter().filter(|t| (t.seq, t.target) == (d.place.seq, d.place.target)).map(attempt_json).collect();
     if d.state == DeliveryState::Delivered {
-        let began = d.ended_at_ms.map(|at| at.saturating_sub(d.duration_ms.unwrap_or_default()));
-        shown.push(json!({
-            "attempt_number": d.attempts,
-            "attempted_at": began.map(|ms| time(TimestampMs(ms))),
-            "status_code": d.last_status,
-            "response_body": null,
-            "response_time_ms": d.duration_ms,
-            "error_message": null,
-        }));
+        shown.push(acknowledged_json(d));
     }
     for one in &mut shown {
         one["delivery_id"] = d.id().into();

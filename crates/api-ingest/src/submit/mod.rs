@@ -10,6 +10,7 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 use ringback_domain::{
     JobId,
+    artifact::{CONFIRM_MEMBER, ConfirmWish, MIN_WAIT_MS},
     event::{EndpointKind, request_id_of},
     target::Target,
 };
@@ -26,7 +27,12 @@ use ringback_store::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::{auth::Principal, catalog::Endpoint, error::ApiError, state::Api};
+use crate::{
+    auth::Principal,
+    catalog::{Confirms, Endpoint},
+    error::ApiError,
+    state::Api,
+};
 use parse::JobRequest;
 use pipeline::{Accepted, Pending};
 
@@ -207,14 +213,18 @@ fn check_confirm(wish: Option<ConfirmWish>, endpoint: &Endpoint) -> Result<(), A
         }
         Confirms::No => return Ok(()),
         Confirms::Handler => {
-            return refused("cannot be set: this endpoint's handler confirms by itself (its confirm.mode)".to_owned());
+            return refused(
+                "cannot be set: this endpoint's handler confirms by itself (its confirm.mode)".to_owned(),
+            );
         }
         Confirms::Platform { limit_ms } => *limit_ms,
     };
     match wish.timeout_ms {
         Some(ms) if !(MIN_WAIT_MS..=limit_ms).contains(&ms) => Err(ApiError::field(
             format!("/{CONFIRM_MEMBER}/timeout_ms"),
-            format!("is {ms} ms, must be between {MIN_WAIT_MS} and {limit_ms} (setting confirm.timeout_ms of the endpoint)"),
+            format!(
+                "is {ms} ms, must be between {MIN_WAIT_MS} and {limit_ms} (setting confirm.timeout_ms of the endpoint)"
+            ),
         )),
         Some(_) | None => Ok(()),
     }

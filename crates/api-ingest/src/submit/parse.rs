@@ -336,7 +336,10 @@ mod tests {
             (r#"{"input":1,"policy":{"executionTimeout":4999}}"#, "`policy.executionTimeout` is 4999 ms"),
             (r#"{"input":1,"policy":{"lowPriority":"yes"}}"#, "`policy.lowPriority` must be true or false"),
             (r#"{"input":1,"artifact_confirm":"yes"}"#, "`artifact_confirm` must be true, false or"),
-            (r#"{"input":1,"artifact_confirm":{"timeout_ms":"1"}}"#, "`artifact_confirm.timeout_ms` must be a whole"),
+            (
+                r#"{"input":1,"artifact_confirm":{"timeout_ms":"1"}}"#,
+                "`artifact_confirm.timeout_ms` must be a whole",
+            ),
             (r#"{"input":1,"s3Config":"secret-canary"}"#, "`s3Config` must be an object"),
         ] {
             let error = check(body).unwrap_err();

@@ -397,6 +397,7 @@ mod tests {
             execution_timeout_ms: 1_000,
             ttl_ms: 1_000,
             retention: RetentionConfig::default().resolve(),
+            confirm: crate::catalog::Confirms::No,
         })
     }
 

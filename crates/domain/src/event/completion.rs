@@ -11,6 +11,8 @@ pub struct Completion {
     pub model: Option<String>,
     /// The text.
     pub content: Option<String>,
+    /// Whether the text goes on.
+    pub content_cut: bool,
     /// Why it ended.
     pub finish_reason: Option<String>,
     /// Tokens read.
@@ -23,13 +25,40 @@ pub struct Completion {
 
 /// Longest output that is looked into.
 const MAX_BYTES: usize = 1024 * 1024;
+/// Longest output that [`Completion::of_large`] looks into: what is parsed takes a few times as much memory.
+const LARGE_MAX_BYTES: usize = 32 * 1024 * 1024;
+/// The text that [`Completion::of_large`] keeps: it travels with the outcome and goes into bodies.
+pub const LARGE_CONTENT_MAX_BYTES: usize = 128 * 1024;
 
 impl Completion {
     /// Reads an output.
     #[must_use]
     pub fn read(output: &[u8]) -> Self {
+        Self::read_up_to(output, MAX_BYTES)
+    }
+
+    /// Reads an output that is too large to be read again, and keeps no more of it than can be handed on. None where it
+    /// says nothing of a completion.
+    #[must_use]
+    pub fn of_large(output: &[u8]) -> Option<Self> {
+        let mut found = Self::read_up_to(output, LARGE_MAX_BYTES);
+        if found == Self::default() {
+            return None;
+        }
+        if let Some(content) = found.content.as_mut().filter(|text| text.len() > LARGE_CONTENT_MAX_BYTES) {
+            content.truncate(content.floor_char_boundary(LARGE_CONTENT_MAX_BYTES));
+            content.shrink_to_fit();
+            found.content_cut = true;
+        }
+        for text in [&mut found.model, &mut found.finish_reason] {
+            *text = text.take().filter(|text| text.len() <= super::MAX_TEXT_BYTES);
+        }
+        Some(found)
+    }
+
+    fn read_up_to(output: &[u8], max_bytes: usize) -> Self {
         let mut found = Self::default();
-        if output.len() <= MAX_BYTES
+        if output.len() <= max_bytes
             && let Ok(value) = serde_json::from_slice::<Value>(output)
         {
             found.take(&value, true);
@@ -216,6 +245,21 @@ mod tests {
         for nothing in [json!(null), json!(3), json!({"a": 1}), json!([]), json!({"choices": []})] {
             assert_eq!(read(&nothing), (None, None, [None; 3]), "{nothing}");
         }
+    }
+
+    #[test]
+    fn a_large_output_gives_its_numbers_and_the_beginning_of_its_text() {
+        let long = "é".repeat(2 * LARGE_CONTENT_MAX_BYTES);
+        let chat = json!({"model": "m", "choices": [{"message": {"content": long}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 12}});
+        let found = Completion::of_large(chat.to_string().as_bytes()).unwrap();
+        assert_eq!((found.total_tokens, found.finish_reason.as_deref()), (Some(21), Some("stop")));
+        let content = found.content.unwrap();
+        assert!(found.content_cut && long.starts_with(&content));
+        assert_eq!(content.len(), LARGE_CONTENT_MAX_BYTES);
+        assert_eq!(Completion::of_large(b"{\"image\": [1, 2]}"), None);
+        let short = Completion::of_large(b"{\"text\": \"Hi\"}").unwrap();
+        assert_eq!((short.content.as_deref(), short.content_cut), (Some("Hi"), false));
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod completion;
 mod filter;
 
 pub use choose::{Candidates, EndpointKind, of_batch, of_transition};
-pub use completion::{Completion, request_id_of};
+pub use completion::{Completion, LARGE_CONTENT_MAX_BYTES, request_id_of};
 pub use filter::{Filter, FilterError, MAX_ENTRIES, MAX_TEXT_BYTES, Pattern};
 
 use std::fmt;

@@ -140,6 +140,8 @@ pub struct CompletionFacts<'a> {
     pub finish_reason: Option<&'a str>,
     /// The text so far.
     pub content: Option<&'a str>,
+    /// Whether that is only the beginning of it.
+    pub content_cut: bool,
 }
 
 /// `data` of `completion.*`.
@@ -160,6 +162,9 @@ pub fn completion(facts: &JobFacts<'_>, of: &CompletionFacts<'_>) -> Body {
         }
     }
     object.opt_text("finish_reason", of.finish_reason).opt_text("content", of.content);
+    if of.content_cut {
+        object.json("content_truncated", Json::Inline(b"true"));
+    }
     facts.identity(&mut object);
     facts.error(&mut object);
     facts.belongings(&mut object);
@@ -289,6 +294,7 @@ mod tests {
             total_tokens: Some(3),
             finish_reason: Some("stop"),
             content: Some("hi\n"),
+            content_cut: false,
         };
         assert!(text(&completion(&FACTS, &of)).starts_with(
             r#"{"completion_id":"j-1","model":"m","request_id":"r","prompt_tokens":1,"completion_tokens":2,"total_tokens":3,"finish_reason":"stop","content":"hi\n","job_id":"j-1","#

@@ -5,6 +5,7 @@
 pub mod address;
 pub mod body;
 pub mod envelope;
+mod object;
 pub mod response;
 pub mod runflow;
 pub mod runflow_body;

@@ -240,7 +240,7 @@ impl Uploads {
             match client.upload(checked, &item.content_type, length, stream(pieces), time).await {
                 Ok(200..=299) => {
                     let ms = began.elapsed().as_millis();
-                    tracing::info!(job = %work.key.job, name = item.name, bytes = length, ms, "output uploaded");
+                    tracing::info!(job_id = %work.key.job, name = item.name, bytes = length, ms, "output uploaded");
                     return Ok(url.split(['?', '#']).next().unwrap_or_default().to_owned());
                 }
                 Ok(status) => {

@@ -105,7 +105,7 @@ async fn try_run(keeper: &Keeper, work: &Work, began: Instant) -> Result<Vec<u8>
     let artifacts = if rest.is_empty() { Vec::new() } else { make(keeper, work, rest).await? };
     let size_bytes: u64 = artifacts.iter().filter_map(|a| a.stored.as_ref()).map(|s| s.size_bytes).sum();
     tracing::info!(
-        job = %work.key.job, files = artifacts.len() + images.len(), size_bytes, ms = millis(began),
+        job_id = %work.key.job, files = artifacts.len() + images.len(), size_bytes, ms = millis(began),
         "the job's files are dealt with"
     );
     places.extend(artifacts.iter().map(|a| (a.item.span.clone(), shown(a))));
@@ -280,7 +280,7 @@ async fn store_one(keeper: &Keeper, work: &Work, artifact: &Artifact) -> Result<
         match store(&keeper.shared.blobs, &artifact.key, pieces, keeper.config.max_bytes).await {
             Ok(stored) => {
                 tracing::debug!(
-                    job = %work.key.job, artifact = %artifact.id, size_bytes = stored.size_bytes, ms = millis(began),
+                    job_id = %work.key.job, artifact_id = %artifact.id, size_bytes = stored.size_bytes, ms = millis(began),
                     "file stored"
                 );
                 return Ok(stored);
@@ -348,9 +348,9 @@ async fn confirmed(
         .record(began.elapsed());
     let ms = millis(began);
     if all {
-        tracing::info!(job = %work.key.job, ms, "the receiver confirmed the job's files");
+        tracing::info!(job_id = %work.key.job, ms, "the receiver confirmed the job's files");
     } else {
-        tracing::warn!(job = %work.key.job, ms, "the job ends without its receiver's confirmation");
+        tracing::warn!(job_id = %work.key.job, ms, "the job ends without its receiver's confirmation");
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use ringback_store::{
         Events, Purged, ended_batches, ended_events, ended_jobs, purge_batch, purge_delivery_attempts,
         purge_events, purge_jobs, trash,
     },
+    webhooks::crud::purge_gone,
 };
 use serde::Serialize;
 
@@ -36,6 +37,8 @@ pub struct Report {
     pub deliveries: u64,
     /// Rows of the log of delivery attempts.
     pub delivery_attempts: u64,
+    /// Registered webhooks that went long ago.
+    pub webhooks: u64,
     /// Blobs.
     pub blobs: u64,
     /// Blobs that an earlier pass had left.
@@ -88,6 +91,7 @@ pub(crate) async fn run(context: &Context) -> Result<Report, PassError> {
     }
     events(context, Events::All, context.config.events_retention_ms, &mut report).await?;
     events(context, Events::Passing, context.config.progress_retention_ms, &mut report).await?;
+    report.webhooks = context.store.write(Urgency::Lazy, move |tx| Box::pin(purge_gone(tx, limit))).await?;
     let before_ms = now_ms.saturating_sub_unsigned(context.delivery_attempts_ms);
     report.delivery_attempts = context
         .store

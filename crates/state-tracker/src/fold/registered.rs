@@ -83,6 +83,7 @@ pub(super) fn deliveries(
         let result = c.result.and_then(|n| results.get(n));
         let end = End {
             output: result.and_then(|r| json_of(&r.output)),
+            said: result.and_then(|r| r.output.said.as_deref()),
             error: result.and_then(|r| r.error.as_deref()),
             error_type: result.and_then(|r| r.error_type.as_deref()),
             input: inputs.get(&c.job).map(input_of),
@@ -106,9 +107,12 @@ pub(super) fn tokens(
         let Some(row) = jobs.get(&c.job).map(|e| &e.row) else { continue };
         let counts = registry.quota(row.project).is_some_and(|q| q.tokens.is_some())
             && registry.endpoint(row.endpoint).is_some_and(|e| e.kind == EndpointKind::Completion);
-        let output =
-            c.result.filter(|_| counts).and_then(|n| results.get(n)).and_then(|r| r.output.inline.as_ref());
-        if let Some(n) = output.and_then(|o| Completion::read(o).total_tokens) {
+        let output = c.result.filter(|_| counts).and_then(|n| results.get(n)).map(|r| &r.output);
+        let total = output.and_then(|output| match (&output.inline, &output.said) {
+            (Some(inline), _) => Completion::read(inline).total_tokens,
+            (None, said) => said.as_ref()?.total_tokens,
+        });
+        if let Some(n) = total {
             let sum: &mut u64 = used.entry(row.project).or_default();
             *sum = sum.saturating_add(n);
         }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message;
-use ringback_bus::{Bus, Verb};
+use ringback_bus::{Bus, JobSubject, Lane, Verb};
 use ringback_contracts::{VERSION, attempt_to_wire, payload_of, v1};
 use ringback_domain::{AttemptRef, BatchId, EndpointId, JobId, JobStatus, Nonce, ProjectId, target::Target};
 use ringback_service_runtime::{Readiness, Redacted, RingbackConfig, Shutdown};
@@ -375,9 +375,7 @@ fn outcome_of(job: JobId, attempt: AttemptRef, result: v1::outcome::Result) -> v
         result: Some(result),
         started_at_ms: ringback_service_runtime::time::now_ms(),
         execution_ms: 3,
-        logs: None,
-        chunks: 0,
-        traceparent: String::new(),
+        ..v1::Outcome::default()
     }
 }
 
@@ -423,4 +421,9 @@ pub(crate) fn beat_of(worker: &str, attempts: &[(JobId, AttemptRef)]) -> v1::Hea
         draining: false,
         replaces: Vec::new(),
     }
+}
+
+/// The subject of a job's message.
+pub(crate) fn subject(job: JobId, run: u32, publish: u32) -> JobSubject {
+    JobSubject { shard: 1, endpoint: ENDPOINT, lane: Lane::Hi, job, run, publish }
 }

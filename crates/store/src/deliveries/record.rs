@@ -49,6 +49,8 @@ pub struct Outcome {
     pub duration_ms: Option<u64>,
     /// Who acknowledged it.
     pub address: Option<String>,
+    /// The beginning of that answer's body.
+    pub response: Option<Vec<u8>>,
     /// Which life of the delivery this is about: a replay that began meanwhile is not ended by it.
     pub replays: u32,
 }
@@ -99,16 +101,16 @@ macro_rules! update {
         Rows {
             name: $name,
             before: "WITH v (owner_id, seq, target, state, attempts, next_at, ended_at, status, error, duration, \
-                     address, replays) AS (VALUES ",
+                     address, response, replays) AS (VALUES ",
             casts: &[
                 "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "text", "bigint",
-                "text", "bigint",
+                "text", "bytea", "bigint",
             ],
             // `+` keeps SQLite from walking the index of pending rows instead of looking up each key.
             after: concat!(
                 ") UPDATE deliveries SET state = v.state, attempts = v.attempts, next_attempt_at_ms = v.next_at, \
                  ended_at_ms = v.ended_at, last_status = v.status, last_error = v.error, \
-                 duration_ms = v.duration, address = v.address FROM v \
+                 duration_ms = v.duration, address = v.address, response = v.response FROM v \
                  WHERE deliveries.owner_id = v.owner_id AND deliveries.seq = v.seq \
                  AND deliveries.target = v.target AND deliveries.replays = v.replays AND +deliveries.state = 0",
                 $returning
@@ -200,6 +202,7 @@ fn values(o: &Outcome, v: &mut Vec<Value>) {
         Value::from(o.last_error.clone()),
         sql::opt_int(o.duration_ms),
         Value::from(o.address.clone()),
+        Value::from(o.response.clone()),
         sql::int(o.replays),
     ]);
 }

@@ -7,7 +7,10 @@ use ringback_domain::{ProjectId, target::WebhookFormat};
 use sea_orm::{ConnectionTrait, QueryResult, Value};
 
 use super::bump_registry;
-use crate::{StoreError, WriteTx, sql};
+use crate::{
+    StoreError, WriteTx,
+    sql::{self, LIST, Rows},
+};
 
 /// A webhook as its owner sees it. Headers and secrets stay encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -278,7 +281,6 @@ pub async fn create(tx: &WriteTx, new: &NewWebhook, max: u32) -> Result<Created,
     if live.len() >= max as usize {
         return Ok(Created::TooMany);
     }
-    forget_gone(tx, new.project).await?;
     let s = &new.settings;
     let row = sql::query_one(
         tx.conn(),
@@ -312,21 +314,47 @@ pub async fn create(tx: &WriteTx, new: &NewWebhook, max: u32) -> Result<Created,
 }
 
 /// A webhook that is gone keeps its row, name and secrets for so long: its deliveries are shown and replayed with them.
-const KEEP_GONE_MS: u64 = 31 * 86_400_000;
+pub const KEEP_GONE_MS: u64 = 31 * 86_400_000;
 
-/// Removes the rows of webhooks that went long ago. Keys are never given out again, so an old delivery cannot be taken
-/// for one of another webhook.
-async fn forget_gone(tx: &WriteTx, project: ProjectId) -> Result<(), StoreError> {
+const PURGE: [Rows; 3] = [
+    Rows {
+        name: "webhooks.purge.secrets",
+        before: "DELETE FROM webhook_secrets WHERE webhook_id IN (",
+        casts: LIST,
+        after: ")",
+    },
+    Rows {
+        name: "webhooks.purge.health",
+        before: "DELETE FROM webhook_health WHERE webhook_id IN (",
+        casts: LIST,
+        after: ")",
+    },
+    Rows { name: "webhooks.purge", before: "DELETE FROM webhooks WHERE id IN (", casts: LIST, after: ")" },
+];
+
+/// Removes the rows of a few webhooks that went longer ago than [`KEEP_GONE_MS`]; answers how many. Keys are never given
+/// out again, so an old delivery cannot be taken for one of another webhook.
+///
+/// # Errors
+/// The database's.
+pub async fn purge_gone(tx: &WriteTx, limit: u32) -> Result<u64, StoreError> {
     let before = tx.now_ms().saturating_sub_unsigned(KEEP_GONE_MS);
-    const GONE: &str = "project_id = $1 AND (deleted_at_ms < $2 OR expires_at_ms < $2)";
-    for statement in [
-        format!("DELETE FROM webhook_secrets WHERE webhook_id IN (SELECT id FROM webhooks WHERE {GONE})"),
-        format!("DELETE FROM webhook_health WHERE webhook_id IN (SELECT id FROM webhooks WHERE {GONE})"),
-        format!("DELETE FROM webhooks WHERE {GONE}"),
-    ] {
-        sql::execute(tx.conn(), &statement, [Value::from(project.0), Value::from(before)]).await?;
+    let rows = sql::query(
+        tx.conn(),
+        "SELECT id FROM webhooks WHERE deleted_at_ms < $1 OR expires_at_ms < $1 ORDER BY id LIMIT $2",
+        [Value::from(before), sql::int(limit)],
+    )
+    .await?;
+    let gone: Vec<i64> =
+        rows.iter().map(|row| Ok(row.try_get_by_index(0)?)).collect::<Result<_, StoreError>>()?;
+    if gone.is_empty() {
+        return Ok(0);
     }
-    Ok(())
+    for rows in &PURGE {
+        rows.execute(tx.conn(), &gone, |id, v| v.push(Value::from(*id))).await?;
+    }
+    bump_registry(tx).await?;
+    Ok(gone.len() as u64)
 }
 
 /// Writes what the owner decided, if nobody changed it since `seen`. Safe to repeat: a change that is there already

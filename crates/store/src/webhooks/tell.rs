@@ -47,6 +47,8 @@ pub struct Transition<'a> {
 pub struct End<'a> {
     /// What the handler gave back.
     pub output: Option<Json<'a>>,
+    /// What an output in a blob says of a completion.
+    pub said: Option<&'a Completion>,
     /// Why the run did not complete.
     pub error: Option<&'a str>,
     /// Class of the error.
@@ -181,9 +183,10 @@ fn completion_data(
     end: &End<'_>,
     facts: &JobFacts<'_>,
 ) -> body::Body {
-    let said = match end.output {
-        Some(Json::Inline(output)) if of.status.is_terminal() => Completion::read(output),
-        Some(Json::Inline(_) | Json::Blob { .. }) | None => Completion::default(),
+    let said = match (end.output, end.said) {
+        (Some(Json::Inline(output)), _) if of.status.is_terminal() => Completion::read(output),
+        (Some(Json::Blob { .. }), Some(said)) if of.status.is_terminal() => said.clone(),
+        (Some(Json::Inline(_) | Json::Blob { .. }) | None, _) => Completion::default(),
     };
     let configured = registry.endpoint(of.row.endpoint).and_then(|e| e.model.as_deref());
     let ended_otherwise = match of.status {
@@ -202,6 +205,7 @@ fn completion_data(
             total_tokens: said.total_tokens,
             finish_reason: ended_otherwise.or(said.finish_reason.as_deref()),
             content: said.content.as_deref(),
+            content_cut: said.content_cut,
         },
     )
 }

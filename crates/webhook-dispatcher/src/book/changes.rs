@@ -24,6 +24,7 @@ pub(super) fn ended(owed: &Owed, state: DeliveryState, attempts: u32, now_ms: i6
         failed: None,
         duration_ms: None,
         address: None,
+        response: None,
         replays: owed.replays,
         project: owed.place.project,
         event: owed.event,

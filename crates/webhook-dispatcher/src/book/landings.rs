@@ -64,6 +64,7 @@ impl Book {
             Verdict::Delivered => self.end_head(Change {
                 duration_ms: Some(tried.duration_ms),
                 address: tried.address.clone(),
+                response: tried.response.clone(),
                 ..change
             }),
             Verdict::Dead(reason) => {

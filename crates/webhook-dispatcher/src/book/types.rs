@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ringback_contracts::v1;
+use ringback_domain::webhook::message_id;
 use ringback_domain::webhook::response::{Profile, Verdict};
 use ringback_domain::webhook::schedule::Schedule;
 use ringback_store::deliveries::{DeliveryState, FailedAttempt};
@@ -15,6 +16,13 @@ use super::gates::{Flow, GateLimits, Place};
 pub(crate) struct ChainKey {
     pub owner: Uuid,
     pub target: u32,
+}
+
+impl ChainKey {
+    /// The `webhook-id` of one of its deliveries: what log lines name it by.
+    pub(crate) fn webhook_id(&self, seq: u32) -> String {
+        message_id(self.owner, u64::from(seq), self.target)
+    }
 }
 
 /// How a target wants to be served.
@@ -161,9 +169,10 @@ pub(crate) struct Change {
     pub last_status: Option<u16>,
     pub last_error: Option<String>,
     pub failed: Option<FailedAttempt>,
-    /// How long the try that succeeded took, and who answered.
+    /// How long the try that succeeded took, who answered, and the beginning of what.
     pub duration_ms: Option<u64>,
     pub address: Option<String>,
+    pub response: Option<Vec<u8>>,
     /// Which life of the delivery this is about.
     pub replays: u32,
     pub project: i64,

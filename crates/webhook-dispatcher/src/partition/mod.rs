@@ -330,11 +330,13 @@ impl Partition {
         let now = self.shared.clock.now_ms();
         match landing {
             Landing::Tried(tried) => {
-                let (owner, seq, attempt) = (flight.owed.key.owner, flight.owed.seq, flight.n);
+                let (key, seq, attempt) = (flight.owed.key, flight.owed.seq, flight.n);
                 match &tried.verdict {
-                    Verdict::Delivered => tracing::debug!(%owner, seq, attempt, "webhook delivered"),
+                    Verdict::Delivered => {
+                        tracing::debug!(webhook_id = key.webhook_id(seq), attempt, "webhook delivered");
+                    }
                     Verdict::Retry(reason, _) | Verdict::Dead(reason) => {
-                        tracing::debug!(%owner, seq, attempt, %reason, "webhook not delivered");
+                        tracing::debug!(webhook_id = key.webhook_id(seq), attempt, %reason, "webhook not delivered");
                     }
                 }
                 let target = flight.owed.key.target;
@@ -345,7 +347,8 @@ impl Partition {
                 self.book.land(&flight.owed, tried, now, rand::random::<f64>());
             }
             Landing::NotBegun(why) => {
-                tracing::warn!(owner = %flight.owed.key.owner, seq = flight.owed.seq, why, "webhook not sent yet");
+                let owed = &flight.owed;
+                tracing::warn!(webhook_id = owed.key.webhook_id(owed.seq), why, "webhook not sent yet");
                 self.book.postpone(&flight.owed, POSTPONE_MS, now);
                 match self.view.standing(flight.owed.key.target, flight.owed.event) {
                     Some(Standing::Live) => {}
@@ -433,8 +436,10 @@ impl Partition {
 fn tell(change: &Change) {
     if change.state == DeliveryState::Dead {
         tracing::info!(
-            owner = %change.key.owner, seq = change.seq, target = change.key.target, attempts = change.attempts,
-            error = change.last_error.as_deref().unwrap_or_default(), "webhook given up"
+            webhook_id = change.key.webhook_id(change.seq),
+            attempts = change.attempts,
+            error = change.last_error.as_deref().unwrap_or_default(),
+            "webhook given up"
         );
     }
 }

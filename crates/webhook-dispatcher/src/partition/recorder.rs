@@ -156,7 +156,7 @@ impl Recorder {
         } else if !self.changes.is_empty() {
             let bad = self.changes.remove(0);
             tracing::error!(
-                owner = %bad.key.owner, seq = bad.seq, target = bad.key.target, %error,
+                webhook_id = bad.key.webhook_id(bad.seq), %error,
                 "the outcome of a webhook cannot be recorded; it will be sent again"
             );
         }
@@ -276,6 +276,7 @@ fn outcome(claim: Claim, change: &Change) -> Outcome {
         failed: change.failed.clone(),
         duration_ms: change.duration_ms,
         address: change.address.clone(),
+        response: change.response.clone(),
         replays: change.replays,
     }
 }
