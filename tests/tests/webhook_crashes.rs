@@ -96,7 +96,7 @@ async fn arm(stack: &mut Stack, fault: &str) {
 async fn deaths(stack: &mut Stack, wanted: usize, what: &str) {
     let stack = std::sync::Mutex::new(stack);
     until(&format!("{wanted} dispatchers to die: {what}"), LATER, || async {
-        let mut stack = stack.lock().unwrap();
+        let mut stack = stack.lock().expect("not poisoned");
         let dead = DISPATCHERS.iter().filter(|name| !stack.is_running(name)).count();
         (dead >= wanted).then_some(())
     })
