@@ -67,7 +67,8 @@ impl ApiError {
         Self { retry_after_s: Some(retry_after_s), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 
-    fn headers(&self, response: &mut Response) {
+    /// The headers that belong to a status, in every shape.
+    pub(crate) fn headers(&self, response: &mut Response) {
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

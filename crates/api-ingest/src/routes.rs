@@ -19,6 +19,7 @@ use crate::{
         artifacts, batches, deliveries, events, feed, files, jobs, project, replays, usage, webhook_secrets,
         webhooks,
     },
+    openai,
     runflow::{callbacks, history, runs, secrets as callback_secrets},
     runpod::{control, queue, run, status, stream},
     state::Api,
@@ -35,7 +36,9 @@ pub(crate) struct Routes {
 
 impl Routes {
     fn add(mut self, methods: &[&'static str], path: &str, route: MethodRouter<Arc<Api>>) -> Self {
-        self.listed.extend(methods.iter().map(|m| (*m, path.to_owned())));
+        // The document has no sign for "the rest of the path".
+        let told = path.replace("{*", "{");
+        self.listed.extend(methods.iter().map(|m| (*m, told.clone())));
         self.router = self.router.route(path, route);
         self
     }
@@ -84,6 +87,7 @@ pub(crate) fn fixed() -> Routes {
     post!(r, "/v2/{endpoint}/purge-queue", queue::purge_queue);
     get!(r, "/v2/{endpoint}/health", queue::health);
     get!(r, "/v2/{endpoint}/requests", queue::requests);
+    get_or_post!(r, "/v2/{endpoint}/openai/{*path}", openai::serve);
     post!(r, "/v1/jobs", jobs::create);
     get!(r, "/v1/jobs", jobs::list);
     get!(r, "/v1/jobs/{id}", jobs::get);
@@ -183,9 +187,10 @@ async fn metrics_text(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result
     Ok(ops::metrics_text().await)
 }
 
-/// The compatible shape belongs to RunPod's routes and to templates, problem+json to all others.
+/// The compatible shapes belong to their routes, problem+json to all others.
 fn error_at(path: &str, error: ApiError) -> Response {
-    if path.starts_with("/v2/") { error.runpod() } else { error.problem() }
+    let Some(below) = path.strip_prefix("/v2/") else { return error.problem() };
+    if below.split('/').nth(1) == Some("openai") { openai::respond(error) } else { error.runpod() }
 }
 
 async fn not_found(OriginalUri(uri): OriginalUri) -> Response {
@@ -199,7 +204,7 @@ async fn not_allowed(method: Method, OriginalUri(uri): OriginalUri) -> Response 
 
 /// Brings refusals of axum itself (a path or query that cannot be read) into the shape of the route.
 async fn shape(request: Request, next: Next) -> Response {
-    let runpod = request.uri().path().starts_with("/v2/");
+    let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     let status = response.status();
     let class = match status.as_u16() {
@@ -219,7 +224,7 @@ async fn shape(request: Request, next: Next) -> Response {
     }
     let text = axum::body::to_bytes(response.into_body(), 4096).await.unwrap_or_default();
     let error = ApiError::new(status, String::from_utf8_lossy(&text).into_owned());
-    if runpod { error.runpod() } else { error.problem() }
+    error_at(&path, error)
 }
 
 #[cfg(test)]

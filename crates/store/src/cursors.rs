@@ -71,6 +71,26 @@ pub async fn next_pieces<C: ConnectionTrait>(
     let from = position(conn, job).await?.unwrap_or(start);
     let same = (from.run, from.attempt) == (run, attempt);
     let mut to = if same { from } else { start };
+    let (rows, more) = pieces_after(conn, job, run, attempt, to.next_n).await?;
+    let mut pieces = Pieces { reset: !same && from.next_n > 0, more, ..Pieces::default() };
+    for (n, output) in rows {
+        to.next_n = n + 1;
+        pieces.chunks.push(output);
+    }
+    // Without a piece nothing is given out: the mark of a reset is kept for the first one.
+    pieces.step = (!pieces.chunks.is_empty()).then_some(CursorStep { job, from, to });
+    Ok(pieces)
+}
+
+/// Pieces of an attempt with their numbers, from `next_n` on, and whether more wait already. For readers that keep their
+/// position themselves.
+pub async fn pieces_after<C: ConnectionTrait>(
+    conn: &C,
+    job: JobId,
+    run: u32,
+    attempt: u32,
+    next_n: u32,
+) -> Result<(Vec<(u32, Vec<u8>)>, bool), StoreError> {
     let rows = sql::query(
         conn,
         "SELECT n, output FROM chunks WHERE job_id = $1 AND run = $2 AND attempt = $3 AND n >= $4 ORDER BY n LIMIT $5",
@@ -78,27 +98,21 @@ pub async fn next_pieces<C: ConnectionTrait>(
             sql::id(job.as_bytes()),
             sql::int(run),
             sql::int(attempt),
-            sql::int(to.next_n),
+            sql::int(next_n),
             sql::int(MAX_CHUNKS as u64 + 1),
         ],
     )
     .await?;
-    let mut pieces = Pieces { reset: !same && from.next_n > 0, ..Pieces::default() };
-    let mut bytes = 0;
+    let (mut pieces, mut bytes) = (Vec::new(), 0);
     for row in &rows {
-        let n = get_u32(row, 0, "chunks.n")?;
         let output: Vec<u8> = row.try_get_by_index(1)?;
-        if pieces.chunks.len() == MAX_CHUNKS || (bytes > 0 && bytes + output.len() > MAX_BYTES) {
-            pieces.more = true;
-            break;
+        if pieces.len() == MAX_CHUNKS || (bytes > 0 && bytes + output.len() > MAX_BYTES) {
+            return Ok((pieces, true));
         }
         bytes += output.len();
-        to.next_n = n + 1;
-        pieces.chunks.push(output);
+        pieces.push((get_u32(row, 0, "chunks.n")?, output));
     }
-    // Without a piece nothing is given out: the mark of a reset is kept for the first one.
-    pieces.step = (!pieces.chunks.is_empty()).then_some(CursorStep { job, from, to });
-    Ok(pieces)
+    Ok((pieces, false))
 }
 
 /// Moves a cursor past pieces that were given out. False if it was moved meanwhile.

@@ -67,7 +67,7 @@ pub(crate) async fn stream(
 }
 
 /// The attempt whose pieces a reader gets: the live one, or the recorded one of an ended run.
-fn attempt_of(row: &JobRow) -> Option<u32> {
+pub(crate) fn attempt_of(row: &JobRow) -> Option<u32> {
     match &row.job.state {
         JobState::InQueue => None,
         JobState::InProgress(live) => Some(live.attempt),
