@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 pub mod receivers;
+pub mod tiny_model;
 
 use futures::future::join_all;
 use ringback_test_support::books::Accepted;

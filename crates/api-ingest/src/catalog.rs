@@ -87,7 +87,7 @@ impl Catalog {
                 project: row.project,
                 name: row.name.clone(),
                 alias: e.alias.clone(),
-                slots: e.slots,
+                slots: e.slots(),
                 shard: Subjects::shard_of(row.id, u32::from(shards)),
                 all_events: e.webhook_events == WebhookEvents::All,
                 webhook_profile: e.webhook_profile.map(WebhookProfile::profile),

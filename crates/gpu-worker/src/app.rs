@@ -10,7 +10,9 @@ use ringback_bus::{Bus, BusError, Lane, PullSource, PullerSettings, Subjects};
 use ringback_contracts::{Message as _, v1};
 use ringback_domain::EndpointId;
 use ringback_service_runtime::blobs::BlobStore;
-use ringback_service_runtime::config::{Builtin, EndpointConfig, ExecutorConfig, ProcessConfig};
+use ringback_service_runtime::config::{
+    Builtin, EncoderConfig, EndpointConfig, ExecutorConfig, ProcessConfig,
+};
 use ringback_service_runtime::config::{ConfirmMode, RECEIVER_VARIABLE, TIMEOUT_VARIABLE};
 use ringback_service_runtime::{Readiness, RingbackConfig, Shutdown};
 use ringback_worker_protocol::{Hub, HubConfig};
@@ -24,9 +26,12 @@ use crate::attempts::Attempts;
 use crate::chunks;
 use crate::device::{Device, DeviceChoice, DeviceError};
 use crate::endpoint::{EndpointLoop, Executor};
-use crate::executor::builtin::SleepPool;
+use crate::executor::encoder::{Encoder, LoadFailed};
 use crate::executor::process::{ProcessPool, ProcessSettings, wait_for_old_children};
+use crate::executor::sleep::Sleep;
+use crate::executor::tasks::TaskPool;
 use crate::executor::{ExecEvent, JobKey};
+use crate::fatal::Fatal;
 use crate::heartbeat::{self, Heartbeats};
 use crate::message::Streams;
 use crate::outcome::{Finished, OutcomeSettings, Outcomes};
@@ -82,6 +87,17 @@ pub enum WorkerError {
         /// What is wrong.
         reason: String,
     },
+    /// A built-in encoder cannot start.
+    #[error("endpoint {name}: {source}")]
+    Encoder {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: LoadFailed,
+    },
+    /// An engine is ruined for the whole process. Its jobs were handed back.
+    #[error("this process cannot go on: {0}")]
+    Ruined(String),
     /// NATS.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -131,7 +147,12 @@ impl App {
         let device = config.worker.device.parse()?;
         for endpoint in &parts.endpoints {
             match endpoint.config.executor {
-                Some(ExecutorConfig::Builtin(_) | ExecutorConfig::Process(_)) => {}
+                Some(ExecutorConfig::Builtin(Builtin::Encoder(ref encoder))) => {
+                    Encoder::check(encoder).map_err(encoder_failed(&endpoint.config))?;
+                }
+                Some(
+                    ExecutorConfig::Builtin(Builtin::Echo | Builtin::Sleep) | ExecutorConfig::Process(_),
+                ) => {}
                 Some(ExecutorConfig::Http(_) | ExecutorConfig::Remote(_)) | None => {
                     return Err(WorkerError::Executor { name: endpoint.config.name.clone() });
                 }
@@ -172,12 +193,19 @@ impl App {
         let worker_id = worker_id(self.config.worker.name.as_deref());
         let ids_file = spool_dir.join("worker-ids");
         let former = remember_id(&ids_file, &worker_id)?;
-        let running = Running::start(&self, device, worker_id, ids_file, former, spool, replayed).await?;
+        // A ruined engine ends this worker, not the process's other services.
+        let stop = shutdown.child();
+        let fatal = Fatal::new(stop.clone());
+        let ids = Ids { worker_id, file: ids_file, former };
+        let running = Running::start(&self, device, ids, spool, replayed, &fatal).await?;
         ready.ok();
-        running.until_drained(&ready, shutdown).await;
+        running.until_drained(&ready, stop).await;
         // The last acknowledgements; a lost one costs a redelivery.
         let _ = self.parts.bus.flush().await;
-        Ok(())
+        match fatal.reason() {
+            Some(reason) => Err(WorkerError::Ruined(reason.to_owned())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -204,6 +232,13 @@ fn open_spool(folder: &Path) -> Result<(std::fs::File, Spool, Vec<Replayed>), Wo
     Ok((lock, spool, replayed))
 }
 
+/// Who this worker is, and was.
+struct Ids {
+    worker_id: String,
+    file: PathBuf,
+    former: Vec<String>,
+}
+
 /// A started worker.
 struct Running {
     shared: Arc<Shared>,
@@ -216,12 +251,12 @@ impl Running {
     async fn start(
         app: &App,
         device: Device,
-        worker_id: String,
-        ids_file: PathBuf,
-        former: Vec<String>,
+        ids: Ids,
         spool: Spool,
         replayed: Vec<Replayed>,
+        fatal: &Fatal,
     ) -> Result<Self, WorkerError> {
+        let Ids { worker_id, file: ids_file, former } = ids;
         let worker = &app.config.worker;
         let ack_wait = Duration::from_millis(worker.ack_wait_ms);
         let settings = Settings {
@@ -279,7 +314,7 @@ impl Running {
         let every = Duration::from_millis(worker.heartbeat_ms);
         let beats = Heartbeats { shared: Arc::clone(&shared), reports: report_rx, replaces: former, every };
         tasks.spawn(beats.run());
-        let loops = start_loops(app, &device, &shared, stops, &mut tasks).await?;
+        let loops = start_loops(app, &device, &shared, stops, &mut tasks, fatal).await?;
         Ok(Self { shared, loops, tasks, outcome_task })
     }
 
@@ -354,7 +389,7 @@ fn link(endpoint: &ServedEndpoint) -> (EndpointLink, mpsc::UnboundedReceiver<Job
     let link = EndpointLink {
         id: endpoint.id,
         stops,
-        total: usize::try_from(endpoint.config.slots).unwrap_or(usize::MAX),
+        total: usize::try_from(endpoint.config.slots()).unwrap_or(usize::MAX),
         busy: AtomicUsize::new(0),
         trouble: Mutex::default(),
     };
@@ -367,6 +402,7 @@ async fn start_loops(
     shared: &Arc<Shared>,
     stops: Vec<mpsc::UnboundedReceiver<JobKey>>,
     tasks: &mut JoinSet<()>,
+    fatal: &Fatal,
 ) -> Result<Vec<EndpointLoop>, WorkerError> {
     let mut hub = None;
     let shared_folders = shared_folders(&app.parts.endpoints)?;
@@ -378,11 +414,15 @@ async fn start_loops(
             serve_handshakes(endpoint, tasks).await?;
         }
         let (events_tx, events) = mpsc::unbounded_channel();
-        let slots = usize::try_from(endpoint.config.slots).unwrap_or(usize::MAX);
+        let slots = usize::try_from(endpoint.config.slots()).unwrap_or(usize::MAX);
         let executor = match &endpoint.config.executor {
             Some(ExecutorConfig::Builtin(Builtin::Echo)) => Executor::Echo { slots },
             Some(ExecutorConfig::Builtin(Builtin::Sleep)) => {
-                Executor::Sleep(SleepPool::new(slots, events_tx))
+                Executor::Tasks(TaskPool::new(slots, events_tx, Arc::new(Sleep)))
+            }
+            Some(ExecutorConfig::Builtin(Builtin::Encoder(encoder))) => {
+                let engine = load_encoder(app, endpoint, encoder, fatal).await?;
+                Executor::Tasks(TaskPool::new(slots, events_tx, Arc::new(engine)))
             }
             Some(ExecutorConfig::Process(process)) => {
                 if hub.is_none() {
@@ -424,6 +464,27 @@ async fn start_loops(
         });
     }
     Ok(loops)
+}
+
+/// Reads the weights and warms the engine up, on a thread that may block.
+async fn load_encoder(
+    app: &App,
+    endpoint: &ServedEndpoint,
+    encoder: &EncoderConfig,
+    fatal: &Fatal,
+) -> Result<Encoder, WorkerError> {
+    let (config, encoder, device) = (endpoint.config.clone(), encoder.clone(), app.device);
+    let (data_dir, fatal) = (app.config.data.dir.clone(), fatal.clone());
+    tokio::task::spawn_blocking(move || {
+        Encoder::load(&config, &encoder, device, &data_dir, fatal).map_err(encoder_failed(&config))
+    })
+    .await
+    .map_err(|error| WorkerError::Io { what: "loading a model".into(), source: error.into() })?
+}
+
+fn encoder_failed(config: &EndpointConfig) -> impl FnOnce(LoadFailed) -> WorkerError {
+    let name = config.name.clone();
+    move |source| WorkerError::Encoder { name, source }
 }
 
 /// Where the files of an endpoint's handlers are, with the folder made.
@@ -522,7 +583,7 @@ fn folder_of(process: &ProcessConfig) -> Result<PathBuf, WorkerError> {
 
 /// The most children that an endpoint can have here.
 fn children_of(config: &EndpointConfig, process: &ProcessConfig) -> u32 {
-    config.slots.div_ceil(process.concurrency.unwrap_or(1).max(1)).max(1)
+    config.slots().div_ceil(process.concurrency.unwrap_or(1).max(1)).max(1)
 }
 
 /// How many children would run in each folder.
@@ -556,7 +617,7 @@ fn process_settings(
         pass_env: process.pass_env.clone(),
         visible_devices: device.visible_devices.clone(),
         device: device.name.clone(),
-        slots: count(endpoint.config.slots),
+        slots: count(endpoint.config.slots()),
         concurrency: process.concurrency.map(count),
         stop_grace: Duration::from_millis(process.stop_grace_ms),
         kill_grace: Duration::from_millis(process.grace_ms),

@@ -1,9 +1,5 @@
 //! Which device this worker has.
 
-use std::path::{Path, PathBuf};
-
-use cudarc::driver::result;
-
 /// What the operator asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -85,41 +81,8 @@ impl Device {
 
 /// Names of all GPUs, or why there is none.
 fn gpus() -> Result<Vec<String>, String> {
-    if !driver_library_present() {
-        return Err("the CUDA driver library (libcuda.so.1) is not installed".to_owned());
-    }
-    // cudarc panics when it cannot load what it needs, for example from a driver that is too old. Nothing
-    // here holds state that a panic could leave half done.
-    let asked = std::panic::catch_unwind(|| {
-        let failed = |error: result::DriverError| format!("the CUDA driver says: {error:?}");
-        result::init().map_err(failed)?;
-        let count = result::device::get_count().map_err(failed)?;
-        (0..count)
-            .map(|n| result::device::get(n).and_then(result::device::get_name).map_err(failed))
-            .collect::<Result<Vec<_>, _>>()
-    });
-    asked.unwrap_or_else(|_| Err("the CUDA driver library cannot be loaded".to_owned()))
-}
-
-/// Whether the loader would find the driver's library. cudarc's own check, `is_culib_present`, is an unsafe
-/// function, which this crate may not call; this looks where the loader looks.
-fn driver_library_present() -> bool {
-    let cached = std::fs::read("/etc/ld.so.cache")
-        .is_ok_and(|cache| cache.windows(b"libcuda.so".len()).any(|part| part == b"libcuda.so"));
-    cached || library_folders().iter().any(|folder| has_driver(folder))
-}
-
-fn library_folders() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = std::env::var_os("LD_LIBRARY_PATH")
-        .map(|list| std::env::split_paths(&list).collect())
-        .unwrap_or_default();
-    folders.extend(["/lib64", "/usr/lib64", "/lib", "/usr/lib"].map(PathBuf::from));
-    folders
-}
-
-fn has_driver(folder: &Path) -> bool {
-    // The names that cudarc tries.
-    ["libcuda.so", "libcuda.so.1"].iter().any(|name| folder.join(name).exists())
+    let found = ringback_inference_cuda::devices().map_err(|error| error.to_string())?;
+    Ok(found.into_iter().map(|device| device.name).collect())
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ use tokio::sync::mpsc;
 use crate::artifacts::{Keeper, Kept, Work as FinishedWork};
 use crate::attempts::Held;
 use crate::chunks::{Item, MAX_CHUNK_BYTES, OutChunk};
-use crate::executor::builtin::SleepPool;
 use crate::executor::process::ProcessPool;
+use crate::executor::tasks::TaskPool;
 use crate::executor::{End, ExecEvent, JobKey, Work};
 use crate::message::Message;
 use crate::outcome::Finished;
@@ -48,8 +48,11 @@ const BURST: usize = 256;
 /// How this endpoint's jobs run.
 #[derive(Debug)]
 pub(crate) enum Executor {
-    Echo { slots: usize },
-    Sleep(SleepPool),
+    Echo {
+        slots: usize,
+    },
+    /// `sleep` and `encoder`.
+    Tasks(TaskPool),
     Process(ProcessPool),
 }
 
@@ -130,7 +133,7 @@ impl EndpointLoop {
     ) {
         match &mut self.executor {
             Executor::Echo { .. } => {}
-            Executor::Sleep(pool) => pool.end(),
+            Executor::Tasks(pool) => pool.end(),
             Executor::Process(pool) => pool.end().await,
         }
         while let Ok(event) = self.events.try_recv() {
@@ -201,7 +204,7 @@ impl EndpointLoop {
     fn open_slots(&self) -> usize {
         match &self.executor {
             Executor::Echo { slots } => *slots,
-            Executor::Sleep(pool) => pool.open_slots(),
+            Executor::Tasks(pool) => pool.open_slots(),
             Executor::Process(pool) => pool.open_slots(),
         }
     }
@@ -209,7 +212,7 @@ impl EndpointLoop {
     fn busy(&self) -> usize {
         match &self.executor {
             Executor::Echo { .. } => 0,
-            Executor::Sleep(pool) => pool.busy(),
+            Executor::Tasks(pool) => pool.busy(),
             Executor::Process(pool) => pool.busy(),
         }
     }
@@ -247,7 +250,7 @@ impl EndpointLoop {
                 return message.nak(Some(TOO_NEW)).await;
             }
             Err(error) => {
-                tracing::error!(%error, job = %delivery.subject.job, "a job message cannot be read; removed");
+                tracing::error!(%error, job_id = %delivery.subject.job, "a job message cannot be read; removed");
                 return message.term().await;
             }
         };
@@ -288,7 +291,7 @@ impl EndpointLoop {
         }
         match &self.executor {
             Executor::Echo { .. } => self.echo(ready),
-            Executor::Sleep(_) | Executor::Process(_) => self.assign(ready),
+            Executor::Tasks(_) | Executor::Process(_) => self.assign(ready),
         }
     }
 
@@ -336,7 +339,7 @@ impl EndpointLoop {
         }
         let work = match &self.executor {
             Executor::Echo { .. } => return,
-            Executor::Sleep(pool) => return pool.assign(work),
+            Executor::Tasks(pool) => return pool.assign(work),
             Executor::Process(pool) => match pool.assign(work) {
                 Ok(()) => return,
                 Err(work) => *work,
@@ -431,7 +434,7 @@ impl EndpointLoop {
 
     fn progress(&self, key: JobKey, output: Bytes) {
         if output.len() > MAX_PROGRESS_BYTES {
-            tracing::warn!(job = %key.job, bytes = output.len(), "progress over {MAX_PROGRESS_BYTES} bytes is not passed on");
+            tracing::warn!(job_id = %key.job, bytes = output.len(), "progress over {MAX_PROGRESS_BYTES} bytes is not passed on");
             return;
         }
         let first = self.shared.attempts.with(&key, |held| held.progress.replace(output).is_none());
@@ -541,7 +544,7 @@ impl EndpointLoop {
         }
         match &self.executor {
             Executor::Echo { .. } => {}
-            Executor::Sleep(pool) => pool.stop(key),
+            Executor::Tasks(pool) => pool.stop(key),
             Executor::Process(pool) => pool.stop(key),
         }
     }
@@ -550,7 +553,8 @@ impl EndpointLoop {
         self.hand_back_waiting(WAIT_FOR_SLOT).await;
         self.place_waiting();
         let trouble = match &self.executor {
-            Executor::Echo { .. } | Executor::Sleep(_) => None,
+            Executor::Echo { .. } => None,
+            Executor::Tasks(pool) => pool.trouble(),
             Executor::Process(pool) => pool.trouble(),
         };
         match &trouble {
@@ -624,7 +628,7 @@ fn attempt_span(work: &Work, traceparent: String) -> (tracing::Span, String) {
     }
     let span = tracing::info_span!(
         "attempt",
-        job = %work.public_id,
+        job_id = %work.public_id,
         run = work.key.attempt.run,
         attempt = work.key.attempt.attempt
     );

@@ -2,7 +2,7 @@
 //! tracker has committed it, and acknowledges last.
 //!
 //! ```text
-//! NATS ── message ──▶ endpoint loop ── work ──▶ executor (builtin, process)
+//! NATS ── message ──▶ endpoint loop ── work ──▶ executor (echo, sleep, encoder, process)
 //!                        ▲    │                    │ started, progress, chunk, finished
 //!            stop orders │    ▼                    ▼
 //! tracker ◀── heartbeat, outcomes, chunks ── spool on disk
@@ -20,6 +20,7 @@ mod chunks;
 mod device;
 mod endpoint;
 mod executor;
+mod fatal;
 pub mod guard;
 mod heartbeat;
 mod message;
@@ -31,6 +32,7 @@ pub mod spool;
 
 pub use app::{App, ServedEndpoint, WorkerError, WorkerParts};
 pub use device::{Device, DeviceChoice, DeviceError};
+pub use executor::encoder::LoadFailed;
 pub use process::{Served, ServedError, serve, served_endpoints};
 
 /// For tests of this crate: the `process` executor on its own.

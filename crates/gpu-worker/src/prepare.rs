@@ -107,7 +107,7 @@ pub(crate) async fn prepare(shared: Arc<Shared>, incoming: Box<Incoming>) -> Opt
             Some(incoming.prepared(attempt, granted, Bytes::new(), Some(refused)))
         }
         Err(error) => {
-            tracing::warn!(%error, job = %incoming.job_id, "an input cannot be fetched");
+            tracing::warn!(%error, job_id = %incoming.job_id, "an input cannot be fetched");
             let refused = Refused::HandBack("the job's input cannot be fetched now");
             Some(incoming.prepared(attempt, granted, Bytes::new(), Some(refused)))
         }
@@ -148,7 +148,7 @@ async fn grant(shared: &Shared, incoming: &Incoming) -> Option<AttemptRef> {
             None
         }
         Err(error) => {
-            tracing::warn!(%error, job = %incoming.job_id, "the tracker cannot be asked for a grant");
+            tracing::warn!(%error, job_id = %incoming.job_id, "the tracker cannot be asked for a grant");
             None
         }
     };
@@ -160,7 +160,7 @@ async fn grant(shared: &Shared, incoming: &Incoming) -> Option<AttemptRef> {
             incoming.message.nak(Some(Duration::from_millis(wait.retry_after_ms.max(10)))).await;
         }
         Some(v1::grant_reply::Answer::Drop(drop)) => {
-            tracing::debug!(job = %incoming.job_id, reason = drop.reason, "a message is void");
+            tracing::debug!(job_id = %incoming.job_id, reason = drop.reason, "a message is void");
             incoming.message.ack().await;
         }
         None => incoming.message.nak(Some(ASK_AGAIN)).await,

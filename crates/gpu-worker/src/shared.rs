@@ -73,7 +73,7 @@ impl Shared {
                 held.endpoint
             });
             if let Some(link) = endpoint.and_then(|index| self.endpoints.get(index)) {
-                tracing::info!(job = %job, reason = order.reason, "ordered to stop");
+                tracing::info!(job_id = %job, reason = order.reason, "ordered to stop");
                 // A loop that has ended has stopped everything.
                 let _ = link.stops.send(key);
             }

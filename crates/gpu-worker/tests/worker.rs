@@ -182,7 +182,7 @@ impl Rig {
 
     async fn worker(&self, executor: ExecutorConfig, slots: u32) -> Worker {
         let mut endpoint = EndpointConfig::new("main", executor);
-        endpoint.slots = slots;
+        endpoint.slots = Some(slots);
         let bus = Bus::connect(&self.config.nats, "worker").await.expect("bus");
         let readiness = Readiness::new();
         let parts = WorkerParts {

@@ -129,7 +129,7 @@ impl Keeper {
             platform,
             endpoint: endpoint.name.clone(),
             egress,
-            slots: usize::try_from(endpoint.slots).unwrap_or(usize::MAX),
+            slots: usize::try_from(endpoint.slots()).unwrap_or(usize::MAX),
             cut: CancellationToken::new(),
             running: Mutex::default(),
             done,

@@ -1,7 +1,9 @@
 //! Executors: the ways a job runs. Each takes [`Work`] and tells what becomes of it through [`ExecEvent`]s.
 
-pub(crate) mod builtin;
+pub(crate) mod encoder;
 pub(crate) mod process;
+pub(crate) mod sleep;
+pub(crate) mod tasks;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -74,6 +76,13 @@ pub enum End {
     },
     /// It was stopped by an order: the tracker knows its end already.
     Stopped,
+}
+
+impl End {
+    /// The input cannot be used; the text names its field.
+    pub(crate) fn bad_input(error: impl Into<String>) -> Self {
+        Self::Failure { error: error.into(), error_type: "BadInput".to_owned(), output: None }
+    }
 }
 
 /// What an executor tells.

@@ -45,7 +45,7 @@ pub(crate) struct DevArgs {
     /// Configuration file; the flags here win over it
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// An endpoint: NAME=process:CMD or NAME=builtin:echo|sleep; `,slots=N,timeout=TIME` may follow. Repeatable
+    /// An endpoint: NAME=process:CMD, NAME=builtin:echo|sleep or NAME=builtin:encoder,model=FOLDER,task=embed; `,slots=N,timeout=TIME` may follow. Repeatable
     #[arg(long = "endpoint", value_name = "SPEC", value_parser = EndpointSpec::parse)]
     pub(crate) endpoints: Vec<EndpointSpec>,
     /// More log lines: -v what the services do, -vv everything

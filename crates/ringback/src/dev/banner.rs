@@ -162,6 +162,9 @@ fn describe(endpoint: &EndpointConfig) -> String {
     let executor = match &endpoint.executor {
         Some(ExecutorConfig::Builtin(Builtin::Echo)) => "builtin echo".to_owned(),
         Some(ExecutorConfig::Builtin(Builtin::Sleep)) => "builtin sleep".to_owned(),
+        Some(ExecutorConfig::Builtin(Builtin::Encoder(encoder))) => {
+            format!("builtin encoder {}", encoder.model.display())
+        }
         Some(ExecutorConfig::Process(process)) => match &process.command {
             CommandLine::List(words) => words.join(" "),
             CommandLine::Shell(line) => line.clone(),
@@ -169,7 +172,8 @@ fn describe(endpoint: &EndpointConfig) -> String {
         // Refused by the configuration's own check.
         Some(ExecutorConfig::Http(_) | ExecutorConfig::Remote(_)) | None => String::new(),
     };
-    let slots = if endpoint.slots == 1 { "1 slot".to_owned() } else { format!("{} slots", endpoint.slots) };
+    let slots =
+        if endpoint.slots() == 1 { "1 slot".to_owned() } else { format!("{} slots", endpoint.slots()) };
     format!("{}  ({}, {slots})", endpoint.name, crate::ui::table::cut(&executor, 60))
 }
 

@@ -1,7 +1,9 @@
-//! `NAME=process:CMD`, `NAME=builtin:echo`, with `,slots=N,timeout=TIME` behind.
+//! `NAME=process:CMD`, `NAME=builtin:echo`, `NAME=builtin:encoder,model=PATH`, with `,slots=N,timeout=TIME` behind.
 
 use crate::ui::when::parse_span_ms;
-use ringback_service_runtime::config::{Builtin, CommandLine, EndpointConfig, ExecutorConfig, ProcessConfig};
+use ringback_service_runtime::config::{
+    Builtin, CommandLine, EncoderConfig, EndpointConfig, ExecutorConfig, ProcessConfig,
+};
 
 /// Slots of a built-in engine: it costs next to nothing.
 const BUILTIN_SLOTS: u32 = 16;
@@ -20,12 +22,14 @@ impl EndpointSpec {
             "write for example echo=builtin:echo or 'tts=process:python3 -u handler.py,slots=2,timeout=60'";
         let (name, rest) = text.split_once('=').ok_or_else(|| format!("has no NAME=; {example}"))?;
         ringback_domain::Name::parse(name).map_err(|error| format!("the name `{name}` {error}"))?;
-        let (rest, options) = split_options(rest);
+        let encodes = rest == "builtin:encoder" || rest.starts_with("builtin:encoder,");
+        let (rest, options) = split_options(rest, encodes);
         let executor = match rest.split_once(':') {
             Some(("builtin", "echo")) => ExecutorConfig::Builtin(Builtin::Echo),
             Some(("builtin", "sleep")) => ExecutorConfig::Builtin(Builtin::Sleep),
+            Some(("builtin", "encoder")) => ExecutorConfig::Builtin(Builtin::Encoder(encoder(&options)?)),
             Some(("builtin", other)) => {
-                return Err(format!("`{other}` is no builtin; there are echo and sleep"));
+                return Err(format!("`{other}` is no builtin; there are echo, sleep and encoder"));
             }
             Some(("process", command)) if !command.trim().is_empty() => {
                 ExecutorConfig::Process(ProcessConfig {
@@ -42,19 +46,22 @@ impl EndpointSpec {
             _ => return Err(format!("says neither process: nor builtin: after the name; {example}")),
         };
         let mut endpoint = EndpointConfig::new(name, executor);
-        if matches!(endpoint.executor, Some(ExecutorConfig::Builtin(_))) {
-            endpoint.slots = BUILTIN_SLOTS;
+        if matches!(endpoint.executor, Some(ExecutorConfig::Builtin(Builtin::Echo | Builtin::Sleep))) {
+            endpoint.slots = Some(BUILTIN_SLOTS);
         }
         for (key, value) in options {
             match key {
                 "slots" => {
-                    endpoint.slots =
-                        value.parse().map_err(|_| format!("slots={value}: must be a number, at least 1"))?;
+                    let slots =
+                        value.parse().map_err(|_| format!("slots={value}: must be a number, at least 1"));
+                    endpoint.slots = Some(slots?);
                 }
-                _ => {
+                "timeout" => {
                     endpoint.execution_timeout_ms =
-                        parse_span_ms(value).map_err(|error| format!("timeout: {error}"))?
+                        parse_span_ms(value).map_err(|error| format!("timeout: {error}"))?;
                 }
+                // Those of the encoder were read with it.
+                _ => {}
             }
         }
         Ok(Self(endpoint))
@@ -65,19 +72,45 @@ impl EndpointSpec {
         [("echo", Builtin::Echo), ("sleep", Builtin::Sleep)]
             .into_iter()
             .map(|(name, builtin)| EndpointConfig {
-                slots: BUILTIN_SLOTS,
+                slots: Some(BUILTIN_SLOTS),
                 ..EndpointConfig::new(name, ExecutorConfig::Builtin(builtin))
             })
             .collect()
     }
 }
 
-/// Takes `,slots=…` and `,timeout=…` off the end; a command may hold commas of its own.
-fn split_options(mut rest: &str) -> (&str, Vec<(&str, &str)>) {
+/// Reads the encoder's own options as its section of a configuration file.
+fn encoder(options: &[(&str, &str)]) -> Result<EncoderConfig, String> {
+    let example = "embed=builtin:encoder,model=.tools/models/all-MiniLM-L6-v2,task=embed";
+    let mut section = toml::Table::new();
+    for (key, text) in options.iter().filter(|(key, _)| !matches!(*key, "slots" | "timeout")) {
+        let typed = text
+            .parse::<i64>()
+            .map(toml::Value::from)
+            .or_else(|_| text.parse::<bool>().map(toml::Value::from));
+        section.insert((*key).to_owned(), typed.unwrap_or_else(|_| toml::Value::from(*text)));
+    }
+    let encoder: EncoderConfig = section
+        .try_into()
+        .map_err(|error: toml::de::Error| format!("{}; write for example {example}", error.message()))?;
+    if encoder.model.as_os_str().is_empty() {
+        return Err(format!("has no model=FOLDER; `make model` fetches one: write for example {example}"));
+    }
+    if !encoder.model.is_dir() {
+        return Err(format!(
+            "model={}: there is no such folder; `make model` fetches all-MiniLM-L6-v2 into .tools/models",
+            encoder.model.display()
+        ));
+    }
+    Ok(encoder)
+}
+
+/// Takes `,slots=…` and `,timeout=…` off the end, and of an encoder all options; a command may hold commas of its own.
+fn split_options(mut rest: &str, all: bool) -> (&str, Vec<(&str, &str)>) {
     let mut options = Vec::new();
     while let Some((before, last)) = rest.rsplit_once(',') {
         match last.split_once('=') {
-            Some((key @ ("slots" | "timeout"), value)) => {
+            Some((key, value)) if all || matches!(key, "slots" | "timeout") => {
                 options.push((key, value));
                 rest = before;
             }
@@ -117,7 +150,7 @@ mod tests {
     #[test]
     fn specifications() {
         let tts = read("tts=process:python3 -u my/handler.py,slots=2,timeout=60");
-        assert_eq!((tts.name.as_str(), tts.slots, tts.execution_timeout_ms), ("tts", 2, 60_000));
+        assert_eq!((tts.name.as_str(), tts.slots(), tts.execution_timeout_ms), ("tts", 2, 60_000));
         assert_eq!(
             *command(&tts),
             CommandLine::List(["python3", "-u", "my/handler.py"].map(Into::into).to_vec())
@@ -126,9 +159,17 @@ mod tests {
         assert_eq!(*command(&shell), CommandLine::Shell("cd \"/a b\" && exec ./run --with a,b=c".into()));
         assert_eq!(shell.execution_timeout_ms, 120_000);
         assert_eq!(*command(&read("x=process:A=1 ./run")), CommandLine::Shell("A=1 ./run".into()));
+        let embed = read("v=builtin:encoder,model=.,task=rerank,max_seq_len=64,normalize=false,timeout=5");
+        match &embed.executor {
+            Some(ExecutorConfig::Builtin(Builtin::Encoder(encoder))) => {
+                assert_eq!((encoder.max_seq_len, encoder.normalize), (Some(64), Some(false)));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!((embed.slots(), embed.execution_timeout_ms), (256, 5_000));
         let echo = read("e=builtin:echo,slots=3");
         assert!(matches!(echo.executor, Some(ExecutorConfig::Builtin(Builtin::Echo))));
-        assert_eq!((echo.slots, read("s=builtin:sleep").slots), (3, BUILTIN_SLOTS));
+        assert_eq!((echo.slots(), read("s=builtin:sleep").slots()), (3, BUILTIN_SLOTS));
     }
 
     #[test]
@@ -137,6 +178,10 @@ mod tests {
             ("echo", "has no NAME="),
             ("a b=builtin:echo", "the name `a b`"),
             ("x=builtin:foo", "no builtin"),
+            ("x=builtin:encoder", "has no model=FOLDER"),
+            ("x=builtin:encoder,model=/no/such/folder", "`make model`"),
+            ("x=builtin:encoder,model=.,task=sing", "unknown variant `sing`"),
+            ("x=builtin:encoder,model=.,speed=9", "unknown field `speed`"),
             ("x=process: ", "no command"),
             ("x=http:http://localhost", "not supported"),
             ("x=docker:y", "neither process:"),

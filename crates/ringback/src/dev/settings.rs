@@ -190,7 +190,7 @@ mod tests {
         };
         let made = settings(&args).unwrap();
         assert_eq!(made.config.server.listen.port(), 2);
-        assert_eq!((made.config.endpoints.len(), made.config.endpoints[0].slots), (1, 5));
+        assert_eq!((made.config.endpoints.len(), made.config.endpoints[0].slots()), (1, 5));
         assert_eq!(made.config.projects["default"].api_keys.len(), 1);
         assert_eq!(made.api_key.unwrap().into_inner(), "rb_app_0123456789");
     }

@@ -3,9 +3,9 @@
 use super::section::{FieldDoc, Section};
 use super::{
     ApiKeyConfig, ArtifactsConfig, BatchTemplateConfig, BlobsConfig, ConfirmConfig, DataConfig,
-    DatabaseConfig, EndpointConfig, NatsConfig, ProcessConfig, ProjectConfig, QuotaConfig, ReconcilerConfig,
-    RetentionConfig, ServerConfig, TelemetryConfig, TrackerConfig, WebhookSecretConfig, WebhooksConfig,
-    WorkerConfig,
+    DatabaseConfig, EncoderConfig, EndpointConfig, NatsConfig, ProcessConfig, ProjectConfig, QuotaConfig,
+    ReconcilerConfig, RetentionConfig, ServerConfig, TelemetryConfig, TrackerConfig, WebhookSecretConfig,
+    WebhooksConfig, WorkerConfig,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -40,6 +40,7 @@ fn sections() -> Vec<Documented> {
         documented::<QuotaConfig>("[projects.<name>.quota]", false),
         documented::<EndpointConfig>("[[endpoints]]", false),
         documented::<ProcessConfig>("[endpoints.executor.process]", false),
+        documented::<EncoderConfig>("[endpoints.executor.builtin.encoder]", false),
         documented::<ArtifactsConfig>("[endpoints.artifacts]", false),
         documented::<ConfirmConfig>("[endpoints.confirm]", false),
         documented::<RetentionConfig>("[endpoints.retention]", false),
@@ -135,6 +136,11 @@ const EXAMPLES: &str = r#"
 # name = "echo"
 # executor = { builtin = "echo" }
 # slots = 8
+
+# Embeddings from a model of the BERT family; also under /v2/embed/openai/v1/embeddings.
+# [[endpoints]]
+# name = "embed"
+# executor = { builtin = { encoder = { model = ".tools/models/all-MiniLM-L6-v2", task = "embed" } } }
 
 # An unmodified RunPod handler as a supervised child.
 # [[endpoints]]

@@ -1,6 +1,7 @@
 //! `[[endpoints]]`: named queues and the way their jobs run.
 
 use super::artifacts::{ArtifactsConfig, ConfirmConfig};
+use super::encoder::EncoderConfig;
 use super::problems::{NAME_RULE, Problems, is_name};
 use super::section::section;
 use super::services::WebhookProfile;
@@ -20,10 +21,10 @@ section! {
         name: String = String::new(),
         /// Second name of the form `owner/model`.
         alias: Option<String> = None,
-        /// How jobs run: `{ builtin = "echo" }`, `{ builtin = "sleep" }` or `{ process = { command = [...] } }`.
+        /// How jobs run: `{ builtin = "echo" }`, `{ builtin = "sleep" }`, `{ builtin = { encoder = { model = "..." } } }` or `{ process = { command = [...] } }`.
         executor: Option<ExecutorConfig> = None,
-        /// Jobs that run at once on one worker.
-        slots: u32 = 1,
+        /// Jobs that run at once on one worker. Unset: 1, and 256 for `builtin.encoder`, whose jobs share batches.
+        slots: Option<u32> = None,
         /// Longest run of one attempt, in milliseconds.
         execution_timeout_ms: u64 = 600_000,
         /// Longest life of a job from its submit, in milliseconds; then it is TIMED_OUT.
@@ -78,13 +79,15 @@ pub enum ExecutorConfig {
 }
 
 /// Engines inside the worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Builtin {
     /// Returns the input as the output.
     Echo,
     /// Waits `input.seconds`, then returns the input.
     Sleep,
+    /// A text encoder.
+    Encoder(EncoderConfig),
 }
 
 section! {
@@ -180,6 +183,8 @@ pub struct Retention {
     pub delivery_attempts_ms: u64,
 }
 
+/// Slots of an encoder: a batch takes as many jobs of one text, and a waiting job is a task of a few kilobytes.
+const ENCODER_SLOTS: u32 = 256;
 /// Longest name of a model.
 const MODEL_MAX_BYTES: usize = 256;
 const MINUTE_MS: u64 = 60_000;
@@ -231,7 +236,7 @@ impl EndpointConfig {
             "model": self.model,
             "deprecated_at": self.deprecated_at,
             "successor": self.successor,
-            "slots": self.slots,
+            "slots": self.slots(),
             "execution_timeout_ms": self.execution_timeout_ms,
             "ttl_ms": self.ttl_ms,
             "max_attempts": self.max_attempts,
@@ -247,6 +252,15 @@ impl EndpointConfig {
     pub fn revision(shared_json: &str) -> u64 {
         let digest = Sha256::digest(shared_json.as_bytes());
         digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+
+    /// Jobs that run at once on one worker.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.slots.unwrap_or(match self.executor {
+            Some(ExecutorConfig::Builtin(Builtin::Encoder(_))) => ENCODER_SLOTS,
+            Some(_) | None => 1,
+        })
     }
 
     /// An endpoint with defaults and the given executor.
@@ -274,7 +288,10 @@ impl EndpointConfig {
         }
         match &self.executor {
             None => p.add(at("executor"), "is missing; write for example executor = { builtin = \"echo\" }"),
-            Some(ExecutorConfig::Builtin(_)) => {}
+            Some(ExecutorConfig::Builtin(Builtin::Echo | Builtin::Sleep)) => {}
+            Some(ExecutorConfig::Builtin(Builtin::Encoder(encoder))) => {
+                encoder.validate(&at("executor.builtin.encoder"), p);
+            }
             Some(ExecutorConfig::Process(process)) => process.validate(&at("executor.process"), p),
             Some(ExecutorConfig::Http(_)) => {
                 p.add(at("executor.http"), "is not supported by this version; use process or builtin");
@@ -283,7 +300,7 @@ impl EndpointConfig {
                 p.add(at("executor.remote"), "is not supported by this version; use process or builtin");
             }
         }
-        p.within(&at("slots"), u64::from(self.slots), 1, 10_000);
+        p.within(&at("slots"), u64::from(self.slots()), 1, 10_000);
         p.within(&at("execution_timeout_ms"), self.execution_timeout_ms, 1, YEAR_MS);
         p.within(&at("ttl_ms"), self.ttl_ms, 1, YEAR_MS);
         p.within(&at("max_attempts"), u64::from(self.max_attempts), 1, 1_000);

@@ -6,6 +6,7 @@
 mod artifacts;
 mod batch_templates;
 mod docs;
+mod encoder;
 mod endpoints;
 mod infrastructure;
 mod problems;
@@ -20,6 +21,7 @@ pub use batch_templates::{
     BatchTemplate, BatchTemplateConfig, FieldRule, Missing, TemplateError, TemplateItem, TemplatePreset,
 };
 pub use docs::{annotated_toml, defaults_markdown};
+pub use encoder::{EncoderConfig, EncoderPooling, EncoderPrecision, EncoderTask};
 pub use endpoints::{
     Builtin, CommandLine, EndpointConfig, ExecutorConfig, ProcessConfig, Retention, RetentionConfig,
     RetentionPreset, WebhookEvents,
