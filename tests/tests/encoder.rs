@@ -60,6 +60,13 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
+/// A number of the metrics; the test fails where it is missing.
+async fn metric(api: &Client, name: &str) -> f64 {
+    let text = api.get("/metrics").await.text;
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+}
+
 /// The vectors are those that other programs compute from the same weights, in every encoding.
 async fn golden(api: &Client) {
     let texts = json!([EATING, BREAD, BABY]);
@@ -145,31 +152,32 @@ async fn many(stack: &Stack) {
     for (one, other) in of_batch.iter().zip(&rows) {
         assert!(cosine(one, other) > 0.9999, "a neighbour in the batch changes a vector");
     }
-    let metrics = api.get("/metrics").await.text;
-    let of = |name: &str| -> f64 {
-        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
-        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
-    };
     let (texts, batches) = (
-        of("ringback_encoder_inputs_total{endpoint=\"embed\"}"),
-        of("ringback_encoder_batch_size_count{endpoint=\"embed\"}"),
+        metric(api, "ringback_encoder_inputs_total{endpoint=\"embed\"}").await,
+        metric(api, "ringback_encoder_batch_size_count{endpoint=\"embed\"}").await,
     );
     assert!(texts >= 1064.0 && batches < texts / 4.0, "texts share batches: {texts} in {batches}");
     for name in ["tokenization", "queue", "inference"] {
-        of(&format!("ringback_encoder_request_{name}_seconds_count"));
+        metric(api, &format!("ringback_encoder_request_{name}_seconds_count")).await;
     }
 }
 
 /// A cancelled job leaves no work behind: the next one is not kept waiting by its texts.
 async fn cancel(api: &Client) {
+    let before = metric(api, "ringback_encoder_batch_size_count{endpoint=\"embed\"}").await;
     let texts: Vec<String> = (0..10_000).map(|n| format!("{} {n}", "so many words ".repeat(60))).collect();
     let id = api.run("embed", &json!({"input": {"texts": texts}})).await;
-    api.wait_status("embed", &id, "IN_PROGRESS", LATER).await;
+    // Read, cut into tokens and partly computed.
+    until("its texts to be computed", LATER, || async {
+        let batches = metric(api, "ringback_encoder_batch_size_count{endpoint=\"embed\"}").await;
+        (batches > before).then_some(())
+    })
+    .await;
     let reply = api.post(&format!("/v2/embed/cancel/{id}"), &json!({})).await.expect(200);
     assert_eq!(reply["status"], "CANCELLED");
     completed(api, "embed", json!({"texts": [EATING]})).await;
-    let metrics = api.get("/metrics").await.text;
-    assert!(metrics.contains("outcome=\"cancelled\"} 1"), "the queued texts were dropped");
+    let cancelled = "ringback_encoder_requests_total{endpoint=\"embed\",outcome=\"cancelled\"}";
+    assert!(metric(api, cancelled).await > 0.0, "the queued texts were dropped");
 }
 
 async fn real_model(backend: Backend) {

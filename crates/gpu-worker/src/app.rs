@@ -93,7 +93,7 @@ pub enum WorkerError {
         /// Its name.
         name: String,
         /// What is wrong.
-        source: LoadFailed,
+        source: Box<LoadFailed>,
     },
     /// An engine is ruined for the whole process. Its jobs were handed back.
     #[error("this process cannot go on: {0}")]
@@ -484,7 +484,7 @@ async fn load_encoder(
 
 fn encoder_failed(config: &EndpointConfig) -> impl FnOnce(LoadFailed) -> WorkerError {
     let name = config.name.clone();
-    move |source| WorkerError::Encoder { name, source }
+    move |source| WorkerError::Encoder { name, source: Box::new(source) }
 }
 
 /// Where the files of an endpoint's handlers are, with the folder made.

@@ -16,7 +16,7 @@ const MESSAGE_MAX_BYTES: usize = 8 * 1024;
 /// An error on a route of OpenAI's surface.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct OpenAiError {
-    api: ApiError,
+    api: Box<ApiError>,
     kind: String,
     param: Value,
     code: Value,
@@ -33,7 +33,7 @@ impl<E: Into<ApiError>> From<E> for OpenAiError {
             Some((pointer, _)) => json!(pointer.trim_start_matches('/').replace('/', ".")),
             None => Value::Null,
         };
-        Self { kind: kind_of(api.status).to_owned(), api, param, code, job_ended: false }
+        Self { kind: kind_of(api.status).to_owned(), api: Box::new(api), param, code, job_ended: false }
     }
 }
 
