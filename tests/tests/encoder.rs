@@ -296,7 +296,6 @@ async fn a_ruined_engine_ends_the_worker_and_costs_no_job() {
     let ids = join_all(bodies.iter().map(|body| stack.api.run("embed", body))).await;
     let process = std::sync::Mutex::new(stack.process("worker"));
     let status = until("the worker to end", LATER, || async { process.lock().unwrap().exit_status() }).await;
-    drop(process);
     assert!(status.code().is_some_and(|code| code != 0), "it ends with an error: {status}");
     assert!(stack.log("worker").contains("an engine is ruined"));
     stack.start_again("worker").await;

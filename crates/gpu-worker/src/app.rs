@@ -178,6 +178,9 @@ impl App {
             .map_err(|error| WorkerError::Io { what: "device detection".into(), source: error.into() })??;
         tracing::info!(device = %device.name, "device");
         metrics::gauge!("ringback_worker_device", "device" => device.name.clone()).set(1.0);
+        if let Some(gpu) = &device.pci_bus_id {
+            tokio::spawn(crate::nvml::watch(gpu.clone(), shutdown.clone()));
+        }
 
         let spool_dir = self.config.data.spool_dir();
         let (_lock, spool, replayed) = open_spool(&spool_dir)?;

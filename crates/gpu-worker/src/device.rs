@@ -1,5 +1,7 @@
 //! Which device this worker has.
 
+use ringback_inference_cuda::DeviceInfo;
+
 /// What the operator asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -53,6 +55,8 @@ pub struct Device {
     pub name: String,
     /// Value of `CUDA_VISIBLE_DEVICES` for children; `None` leaves the worker's own.
     pub visible_devices: Option<String>,
+    /// Where NVML finds it; `None` on the CPU.
+    pub pci_bus_id: Option<String>,
 }
 
 impl Device {
@@ -61,28 +65,33 @@ impl Device {
     /// # Errors
     /// [`DeviceError::Missing`] when a certain GPU is asked for and not there.
     pub fn detect(choice: DeviceChoice) -> Result<Self, DeviceError> {
+        let cpu = |visible_devices| Self { name: "cpu".to_owned(), visible_devices, pci_bus_id: None };
+        let gpu = |info: DeviceInfo, visible_devices| Self {
+            name: info.name,
+            visible_devices,
+            pci_bus_id: info.pci_bus_id,
+        };
         match choice {
-            DeviceChoice::Cpu => Ok(Self { name: "cpu".to_owned(), visible_devices: Some(String::new()) }),
+            DeviceChoice::Cpu => Ok(cpu(Some(String::new()))),
             DeviceChoice::Auto => {
-                let name = gpus().ok().and_then(|names| names.into_iter().next());
-                Ok(Self { name: name.unwrap_or_else(|| "cpu".to_owned()), visible_devices: None })
+                let first = gpus().ok().and_then(|all| all.into_iter().next());
+                Ok(first.map_or_else(|| cpu(None), |info| gpu(info, None)))
             }
             DeviceChoice::Cuda(wanted) => {
                 let missing = |found: String| DeviceError::Missing { wanted, found };
-                let names = gpus().map_err(missing)?;
-                let count = names.len();
-                let name = names.into_iter().nth(usize::from(wanted));
-                let name = name.ok_or_else(|| missing(format!("this host has {count} GPU(s)")))?;
-                Ok(Self { name, visible_devices: Some(wanted.to_string()) })
+                let all = gpus().map_err(missing)?;
+                let count = all.len();
+                let info = all.into_iter().nth(usize::from(wanted));
+                let info = info.ok_or_else(|| missing(format!("this host has {count} GPU(s)")))?;
+                Ok(gpu(info, Some(wanted.to_string())))
             }
         }
     }
 }
 
-/// Names of all GPUs, or why there is none.
-fn gpus() -> Result<Vec<String>, String> {
-    let found = ringback_inference_cuda::devices().map_err(|error| error.to_string())?;
-    Ok(found.into_iter().map(|device| device.name).collect())
+/// All GPUs, or why there is none.
+fn gpus() -> Result<Vec<DeviceInfo>, String> {
+    ringback_inference_cuda::devices().map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod fatal;
 pub mod guard;
 mod heartbeat;
 mod message;
+mod nvml;
 mod outcome;
 mod prepare;
 mod process;

@@ -1,7 +1,10 @@
 //! Whether there is a GPU to use, and which.
 
 use crate::{error::CudaError, library};
-use cudarc::driver::{result, sys::CUdevice_attribute};
+use cudarc::driver::{
+    result,
+    sys::{CUdevice, CUdevice_attribute},
+};
 use std::path::PathBuf;
 
 /// A GPU of this host.
@@ -15,6 +18,8 @@ pub struct DeviceInfo {
     pub compute_capability: (i32, i32),
     /// Memory in all.
     pub memory_bytes: u64,
+    /// Its place on the bus as `domain:bus:device.0` in hexadecimal, by which other tools know it.
+    pub pci_bus_id: Option<String>,
 }
 
 /// Whether the engine can run on this host.
@@ -100,7 +105,19 @@ fn device(ordinal: i32) -> Result<DeviceInfo, result::DriverError> {
         name: result::device::get_name(device)?,
         compute_capability: (major, minor),
         memory_bytes: memory as u64,
+        pci_bus_id: pci_bus_id(device),
     })
+}
+
+fn pci_bus_id(device: CUdevice) -> Option<String> {
+    let part = |attribute| {
+        // SAFETY: `device` is a handle that the driver has given.
+        unsafe { result::device::get_attribute(device, attribute) }.ok()
+    };
+    let domain = part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+    let bus = part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+    let slot = part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+    Some(format!("{domain:08x}:{bus:02x}:{slot:02x}.0"))
 }
 
 /// The GPU with this number, if the kernels run on it.
