@@ -288,17 +288,30 @@ async fn a_killed_worker_loses_nothing() {
 async fn a_ruined_engine_ends_the_worker_and_costs_no_job() {
     let Some(options) = embed_options(Backend::Sqlite) else { return };
     let Some(mut stack) = Stack::apart(options).await else { return };
-    assert!(stack.terminate("worker").success());
-    stack.spawn_over(Role::Worker, "worker", Some("worker.engine.batch@1:fail"));
-    stack.wait_ready("worker").await;
-    let inputs: Vec<Value> = (0..8).map(|n| json!({"texts": [format!("text {n}")]})).collect();
-    let bodies: Vec<Value> = inputs.iter().map(|input| both_webhooks(&stack, input)).collect();
+    ruined(&mut stack, Role::Worker, "worker", 8).await;
+}
+
+/// Started again inside of the same process the worker would meet the same ruin, so all of `ringback dev` ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ruined_engine_ends_the_all_in_one_and_costs_no_job() {
+    let Some(options) = embed_options(Backend::Sqlite) else { return };
+    let Some(mut stack) = Stack::dev(options).await else { return };
+    // The API ends as well, so there is no time for a second submit.
+    ruined(&mut stack, Role::Dev, "dev", 1).await;
+}
+
+async fn ruined(stack: &mut Stack, role: Role, name: &str, jobs: u32) {
+    assert!(stack.terminate(name).success());
+    stack.spawn_over(role, name, Some("worker.engine.batch@1:fail"));
+    stack.wait_ready(name).await;
+    let inputs: Vec<Value> = (0..jobs).map(|n| json!({"texts": [format!("text {n}")]})).collect();
+    let bodies: Vec<Value> = inputs.iter().map(|input| both_webhooks(stack, input)).collect();
     let ids = join_all(bodies.iter().map(|body| stack.api.run("embed", body))).await;
-    let process = std::sync::Mutex::new(stack.process("worker"));
-    let status = until("the worker to end", LATER, || async { process.lock().unwrap().exit_status() }).await;
+    let process = std::sync::Mutex::new(stack.process(name));
+    let status = until("the process to end", LATER, || async { process.lock().unwrap().exit_status() }).await;
     assert!(status.code().is_some_and(|code| code != 0), "it ends with an error: {status}");
-    assert!(stack.log("worker").contains("an engine is ruined"));
-    stack.start_again("worker").await;
+    assert!(stack.log(name).contains("an engine is ruined"));
+    stack.start_again(name).await;
     for id in &ids {
         // max_attempts = 1: a failure that counted would have ended the job.
         stack.api.wait_status("embed", id, "COMPLETED", LATER).await;

@@ -72,6 +72,9 @@ pub(crate) enum CliError {
     /// A service could not start or ended.
     #[error("{0}")]
     Service(String),
+    /// An engine is ruined for the whole process: only another process can go on.
+    #[error("{0}")]
+    Ruined(String),
 }
 
 impl CliError {
@@ -84,7 +87,11 @@ impl CliError {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Usage { .. } | Self::Config(_) => Exit::Usage,
-            Self::File { .. } | Self::Stdio(_) | Self::NotOurs { .. } | Self::Service(_) => Exit::Error,
+            Self::File { .. }
+            | Self::Stdio(_)
+            | Self::NotOurs { .. }
+            | Self::Service(_)
+            | Self::Ruined(_) => Exit::Error,
             Self::Refused(problem) => problem.exit(),
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::StillRunning { .. } => Exit::WaitTimedOut,
@@ -104,6 +111,7 @@ impl CliError {
             Self::Interrupted { id } => {
                 format!("look again with `ringback watch {id}`, end it with `ringback cancel {id}`")
             }
+            Self::Ruined(_) => "start it again: its jobs were handed back, nothing is lost".to_owned(),
             Self::File { .. } | Self::Stdio(_) | Self::Config(_) | Self::Service(_) => String::new(),
         }
     }

@@ -38,8 +38,13 @@ impl Clock {
     }
 }
 
+/// Negative where `at` lies before `origin`.
 fn since(origin: Instant, at: Instant) -> i64 {
-    i64::try_from(at.saturating_duration_since(origin).as_millis()).unwrap_or(i64::MAX)
+    let ms = |span: std::time::Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    match at.checked_duration_since(origin) {
+        Some(after) => ms(after),
+        None => -ms(origin.saturating_duration_since(at)),
+    }
 }
 
 #[cfg(test)]

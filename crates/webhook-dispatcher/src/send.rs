@@ -50,6 +50,7 @@ pub(crate) async fn fly(shared: Arc<Shared>, flight: Flight) -> (Flight, Landing
         "webhook.post",
         otel.kind = "client",
         webhook_id = flight.owed.key.webhook_id(flight.owed.seq),
+        job_id = flight.owed.job_id().map(tracing::field::display),
         event = event_name(flight.owed.event),
         attempt = flight.n,
     );

@@ -133,6 +133,24 @@ impl EventType {
         )
     }
 
+    /// Whether its delivery belongs to a job's transition, so that its owner is the job.
+    #[must_use]
+    pub const fn is_transition_of_job(self) -> bool {
+        matches!(
+            self,
+            Self::JobQueued
+                | Self::JobStarted
+                | Self::JobCompleted
+                | Self::JobFailed
+                | Self::JobCancelled
+                | Self::JobTimedOut
+                | Self::JobRetried
+                | Self::CompletionStarted
+                | Self::CompletionFinished
+                | Self::CompletionFailed
+        )
+    }
+
     /// Whether it tells of a stretch of work that goes on: sent at most once per half second and job.
     #[must_use]
     pub const fn is_throttled(self) -> bool {

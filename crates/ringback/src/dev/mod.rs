@@ -93,7 +93,7 @@ pub(crate) async fn run(args: DevArgs, output: OutputArgs) -> Result<Exit, CliEr
     say(output, "draining: no new jobs; running ones end or are handed back (Ctrl-C again ends at once)");
     let data = data.clone();
     let Running { platform, sql, stages, .. } = up;
-    stages.drained().await;
+    let ended = stages.drained().await;
     shutdown.finish();
     // The connection ends before the broker does, or its loss would be reported.
     drop((platform, sql));
@@ -102,7 +102,7 @@ pub(crate) async fn run(args: DevArgs, output: OutputArgs) -> Result<Exit, CliEr
     Connection::retire(&data);
     say(output, &format!("stopped; everything accepted is kept in {}", data.display()));
     drop(lock);
-    Ok(Exit::Ok)
+    ended.map(|()| Exit::Ok)
 }
 
 /// The services and what they share.

@@ -6,7 +6,7 @@ use crate::services::roles;
 use ringback_service_runtime::Shutdown;
 use ringback_service_runtime::supervise::supervise;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -22,7 +22,11 @@ pub(crate) struct Stages {
     front: JoinSet<()>,
     back: JoinSet<()>,
     end_back: Shutdown,
+    ruined: Ruined,
 }
+
+/// Why this process cannot go on, where that is so.
+type Ruined = Arc<OnceLock<String>>;
 
 impl Stages {
     /// Starts all services; gives the API's address. A service that cannot start at all is an error here, a later
@@ -71,13 +75,28 @@ impl Stages {
                 }
             }
         }));
-        let (p, end) = (platform.clone(), front_end.clone());
-        front.spawn(supervise("worker", front_end, move || roles::worker(p.clone(), end.clone())));
-        Ok((Self { front, back, end_back }, address))
+        let ruined = Ruined::default();
+        let (p, end, all, why) = (platform.clone(), front_end.clone(), shutdown.clone(), Arc::clone(&ruined));
+        front.spawn(supervise("worker", front_end, move || {
+            let (p, end, all, why) = (p.clone(), end.clone(), all.clone(), Arc::clone(&why));
+            async move {
+                let ended = roles::worker(p, end).await;
+                // Started again in this process it would meet the same ruin.
+                if let Err(CliError::Ruined(reason)) = &ended {
+                    let _ = why.set(reason.clone());
+                    all.trigger();
+                }
+                ended
+            }
+        }));
+        Ok((Self { front, back, end_back, ruined }, address))
     }
 
     /// Returns when all services have drained.
-    pub(crate) async fn drained(mut self) {
+    ///
+    /// # Errors
+    /// [`CliError::Ruined`] where that is why they ended.
+    pub(crate) async fn drained(mut self) -> Result<(), CliError> {
         while self.front.join_next().await.is_some() {}
         self.end_back.trigger();
         let back = async { while self.back.join_next().await.is_some() {} };
@@ -86,6 +105,7 @@ impl Stages {
                 "some services did not drain in time; what they left is taken up at the next start"
             );
         }
+        self.ruined.get().map_or(Ok(()), |reason| Err(CliError::Ruined(reason.clone())))
     }
 }
 

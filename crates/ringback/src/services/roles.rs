@@ -54,7 +54,10 @@ pub(crate) async fn worker(platform: Platform, shutdown: Shutdown) -> Result<(),
         guard: None,
     };
     let app = gpu_worker::App::build(&platform.config, parts).map_err(|error| service("worker", &error))?;
-    app.run(shutdown).await.map_err(|error| service("worker", &error))
+    app.run(shutdown).await.map_err(|error| match error {
+        gpu_worker::WorkerError::Ruined(_) => CliError::Ruined(error.to_string()),
+        other => service("worker", &other),
+    })
 }
 
 /// Changes the state of jobs.

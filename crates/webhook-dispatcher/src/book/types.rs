@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ringback_contracts::v1;
+use ringback_domain::event::EventType;
 use ringback_domain::webhook::message_id;
 use ringback_domain::webhook::response::{Profile, Verdict};
 use ringback_domain::webhook::schedule::Schedule;
@@ -59,6 +60,11 @@ pub(crate) struct Owed {
 }
 
 impl Owed {
+    /// The job whose transition it tells, for log lines.
+    pub(crate) fn job_id(&self) -> Option<Uuid> {
+        EventType::from_code(self.event).filter(|event| event.is_transition_of_job()).map(|_| self.key.owner)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         let body: usize = self
             .body

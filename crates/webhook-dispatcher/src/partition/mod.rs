@@ -331,12 +331,18 @@ impl Partition {
         match landing {
             Landing::Tried(tried) => {
                 let (key, seq, attempt) = (flight.owed.key, flight.owed.seq, flight.n);
+                let job_id = flight.owed.job_id().map(tracing::field::display);
                 match &tried.verdict {
                     Verdict::Delivered => {
-                        tracing::debug!(webhook_id = key.webhook_id(seq), attempt, "webhook delivered");
+                        tracing::debug!(
+                            webhook_id = key.webhook_id(seq),
+                            job_id,
+                            attempt,
+                            "webhook delivered"
+                        );
                     }
                     Verdict::Retry(reason, _) | Verdict::Dead(reason) => {
-                        tracing::debug!(webhook_id = key.webhook_id(seq), attempt, %reason, "webhook not delivered");
+                        tracing::debug!(webhook_id = key.webhook_id(seq), job_id, attempt, %reason, "webhook not delivered");
                     }
                 }
                 let target = flight.owed.key.target;
@@ -348,7 +354,13 @@ impl Partition {
             }
             Landing::NotBegun(why) => {
                 let owed = &flight.owed;
-                tracing::warn!(webhook_id = owed.key.webhook_id(owed.seq), why, "webhook not sent yet");
+                let job_id = owed.job_id().map(tracing::field::display);
+                tracing::warn!(
+                    webhook_id = owed.key.webhook_id(owed.seq),
+                    job_id,
+                    why,
+                    "webhook not sent yet"
+                );
                 self.book.postpone(&flight.owed, POSTPONE_MS, now);
                 match self.view.standing(flight.owed.key.target, flight.owed.event) {
                     Some(Standing::Live) => {}
