@@ -308,7 +308,10 @@ async fn ruined(stack: &mut Stack, role: Role, name: &str, jobs: u32) {
     let bodies: Vec<Value> = inputs.iter().map(|input| both_webhooks(stack, input)).collect();
     let ids = join_all(bodies.iter().map(|body| stack.api.run("embed", body))).await;
     let process = std::sync::Mutex::new(stack.process(name));
-    let status = until("the process to end", LATER, || async { process.lock().unwrap().exit_status() }).await;
+    let status = until("the process to end", LATER, || async {
+        process.lock().expect("no panic holds it").exit_status()
+    })
+    .await;
     assert!(status.code().is_some_and(|code| code != 0), "it ends with an error: {status}");
     assert!(stack.log(name).contains("an engine is ruined"));
     stack.start_again(name).await;
