@@ -173,8 +173,15 @@ async fn cancel(api: &Client) {
         (batches > before).then_some(())
     })
     .await;
-    let reply = api.post(&format!("/v2/embed/cancel/{id}"), &json!({})).await.expect(200);
-    assert_eq!(reply["status"], "CANCELLED");
+    // The engine computes on all cores: on a small machine the tracker may not answer in time, and the API says so.
+    let path = format!("/v2/embed/cancel/{id}");
+    let reply = until("the cancel to be taken", LATER, || async {
+        let reply = api.post(&path, &json!({})).await;
+        assert!(matches!(reply.status, 200 | 503), "{}", reply.text);
+        (reply.status == 200).then_some(reply)
+    })
+    .await;
+    assert_eq!(reply.json["status"], "CANCELLED");
     completed(api, "embed", json!({"texts": [EATING]})).await;
     let cancelled = "ringback_encoder_requests_total{endpoint=\"embed\",outcome=\"cancelled\"}";
     assert!(metric(api, cancelled).await > 0.0, "the queued texts were dropped");
