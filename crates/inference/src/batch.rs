@@ -25,7 +25,8 @@ impl Batch {
     /// Appends one sequence. `type_ids` is as long as `ids`; positions count from `position_offset`.
     ///
     /// # Panics
-    /// If the lists differ in length or are empty: a sequence has at least one token.
+    /// If the lists differ in length or are empty: a sequence has at least one token. If the batch would have 2^32 tokens:
+    /// [`crate::Batcher`] stops at `max_batch_tokens`, far below.
     pub fn push(&mut self, ids: &[u32], type_ids: &[u32], position_offset: u32) {
         assert!(!ids.is_empty() && ids.len() == type_ids.len(), "a sequence has one segment per token");
         let tokens = u32::try_from(ids.len()).expect("a sequence is shorter than 2^32 tokens");
