@@ -20,6 +20,7 @@ mod error;
 mod folder;
 mod model;
 mod observer;
+mod priority;
 mod sentence_transformers;
 mod service;
 mod tensors;

@@ -13,6 +13,7 @@ use crate::{
     batch::{Batch, Outputs},
     encoder::Encoder,
     engine::{Engine, EngineError, EngineInfo},
+    priority,
 };
 use forward::Forward;
 use pool::Head;
@@ -74,6 +75,7 @@ impl CpuEngine {
         let pool = if threads > 1 {
             let builder = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
+                .start_handler(|_| priority::lower())
                 .thread_name(|index| format!("encoder-cpu-{index}"));
             let pool =
                 builder.build().map_err(|error| EngineError::Transient { detail: error.to_string() })?;

@@ -15,6 +15,7 @@ use crate::{
     engine::{Engine, EngineError, EngineInfo},
     model::Model,
     observer::Observer,
+    priority,
     tokenize::{EncodeInput, TokenizedText},
 };
 use request::Request;
@@ -219,6 +220,10 @@ impl EncoderService {
     }
 
     fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        let body = move || {
+            priority::lower();
+            body();
+        };
         self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(body)?);
         Ok(())
     }
