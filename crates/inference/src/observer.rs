@@ -47,7 +47,7 @@ pub enum Outcome {
 pub trait Observer: Send + Sync + 'static {
     /// A batch ended.
     fn batch(&self, _report: &BatchReport) {}
-    /// What is queued now, after a change.
+    /// What is queued now, after each change and in the order of the changes: the queue is locked meanwhile.
     fn queue(&self, _entries: usize, _tokens: usize) {}
     /// A request ended.
     fn request(&self, _outcome: Outcome, _inputs: usize, _timings: &Timings) {}

@@ -12,7 +12,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Condvar, Mutex, mpsc},
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -423,4 +423,114 @@ fn the_observer_hears_of_inputs_batches_and_requests() {
     assert_eq!(*seen.batches.lock().expect("batches"), [(2, 4 + 70)]);
     assert_eq!(*seen.requests.lock().expect("requests"), [(Outcome::Succeeded, 2)]);
     assert_eq!(*seen.inputs.lock().expect("inputs"), [(4, false), (70, true)]);
+}
+
+/// What the gauges of a queue show: the last that was told.
+#[derive(Default)]
+struct Gauges {
+    shown: Mutex<(usize, usize)>,
+    highest: Mutex<(usize, usize)>,
+}
+
+impl Observer for Gauges {
+    fn queue(&self, entries: usize, tokens: usize) {
+        *self.shown.lock().expect("gauges") = (entries, tokens);
+        let mut highest = self.highest.lock().expect("gauges");
+        *highest = (highest.0.max(entries), highest.1.max(tokens));
+    }
+}
+
+impl Gauges {
+    fn become_zero(&self, when: &str) {
+        let begun = Instant::now();
+        while *self.shown.lock().expect("gauges") != (0, 0) {
+            assert!(begun.elapsed() < PATIENCE, "{when}: {:?}", self.shown);
+            thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn an_idle_service_shows_an_empty_queue() {
+    let model = model();
+    let gauges = Arc::new(Gauges::default());
+    let begin = |engine: Scripted| {
+        let observer = Arc::clone(&gauges) as Arc<dyn Observer>;
+        EncoderService::start(model.clone(), Box::new(engine), ServiceOptions::default(), observer)
+            .expect("a service")
+    };
+    let (engine, begins, gate) = gated(&model);
+    let service = begin(engine);
+    let handle = service.handle();
+    let burst: Vec<_> = (0..20).map(|_| handle.encode(vec![text("dogs bark"); 40], None)).collect();
+    let letting = thread::spawn(move || {
+        // As many batches as it takes, whatever the texts share.
+        while begins.recv_timeout(PATIENCE).is_ok() && gate.send(()).is_ok() {}
+    });
+    burst.into_iter().for_each(|request| drop(block_on(request).expect("rows")));
+    assert_eq!(*gauges.shown.lock().expect("gauges"), (0, 0), "after a burst");
+    service.shutdown();
+    letting.join().expect("the gate");
+
+    let (engine, begins, gate) = gated(&model);
+    let service = begin(engine);
+    let handle = service.handle();
+    *gauges.highest.lock().expect("gauges") = (0, 0);
+    let plug = handle.encode(vec![text("a man")], None);
+    assert_eq!(begins.recv_timeout(PATIENCE), Ok(1));
+    let cancelled: Vec<_> = (0..5).map(|_| handle.encode(vec![text("the girl"); 40], None)).collect();
+    let late = handle.encode(vec![text("dogs")], Some(Instant::now()));
+    let begun = Instant::now();
+    while gauges.highest.lock().expect("gauges").0 < 200 {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", gauges.highest);
+        thread::yield_now();
+    }
+    drop(cancelled);
+    gate.send(()).expect("the engine waits");
+    block_on(plug).expect("a row");
+    assert_eq!(block_on(late), Err(EncodeError::DeadlineExceeded));
+    gauges.become_zero("after cancels");
+    service.shutdown();
+
+    for error in [
+        EngineError::Transient { detail: "busy".into() },
+        EngineError::NotFinite { sequence: 0 },
+        EngineError::Poisoned { detail: "gone".into() },
+    ] {
+        let when = error.to_string();
+        let service = begin(Scripted::new(&model, 2, move |_| Err(error.clone())));
+        let handle = service.handle();
+        let requests: Vec<_> = (0..50).map(|_| handle.encode(vec![text("dogs"); 3], None)).collect();
+        requests.into_iter().for_each(|request| drop(block_on(request).expect_err(&when)));
+        gauges.become_zero(&when);
+        assert_eq!(handle.waiting(), 0, "{when}");
+        service.shutdown();
+        assert_eq!(*gauges.shown.lock().expect("gauges"), (0, 0), "{when}");
+    }
+}
+
+#[test]
+fn the_gauges_are_told_in_the_order_of_the_changes() {
+    /// Tells of a filled queue late: only after the engine's thread could have told of an empty one.
+    #[derive(Default)]
+    struct Slow(Mutex<Vec<usize>>, Condvar);
+    impl Observer for Slow {
+        fn queue(&self, entries: usize, _: usize) {
+            let mut told = self.0.lock().expect("what was told");
+            if entries > 0 {
+                // The queue is locked: nobody comes, and the time passes.
+                told = self.1.wait_timeout(told, Duration::from_millis(200)).expect("what was told").0;
+            }
+            told.push(entries);
+            self.1.notify_all();
+        }
+    }
+    let model = model();
+    let slow = Arc::new(Slow::default());
+    let engine = Box::new(Scripted::new(&model, 1, |_| Ok(())));
+    let observer = Arc::clone(&slow) as Arc<dyn Observer>;
+    let service =
+        EncoderService::start(model, engine, ServiceOptions::default(), observer).expect("a service");
+    block_on(service.handle().encode(vec![text("dogs")], None)).expect("a row");
+    assert_eq!(*slow.0.lock().expect("what was told"), [1, 0]);
 }

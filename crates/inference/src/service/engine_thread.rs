@@ -88,7 +88,7 @@ impl EngineThread<'_> {
 
     fn next_batch(&mut self) -> Next {
         loop {
-            let (popped, left) = {
+            let popped = {
                 let mut queue = self.shared.queue();
                 loop {
                     if Shared::closed(&queue.health).is_some() {
@@ -103,9 +103,9 @@ impl EngineThread<'_> {
                     queue = self.shared.queue_changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 }
                 let popped = queue.batcher.pop(Instant::now(), |sequence| sequence.request.is_over());
-                (popped, (queue.batcher.len(), queue.batcher.queued_tokens()))
+                self.shared.tell(&queue);
+                popped
             };
-            self.shared.observer.queue(left.0, left.1);
             self.fail(popped.expired, &EncodeError::DeadlineExceeded);
             if !popped.batch.is_empty() {
                 return Next::Batch(popped.batch);

@@ -125,6 +125,12 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells what is queued, under the lock of the queue: told after it, an older state could be the last that is heard
+    /// and stand for as long as nothing comes.
+    fn tell(&self, queue: &Queue) {
+        self.observer.queue(queue.batcher.len(), queue.batcher.queued_tokens());
+    }
+
     /// Why nothing more is taken, once that is so.
     fn closed(health: &ServiceHealth) -> Option<EncodeError> {
         match health {
@@ -141,7 +147,9 @@ impl Shared {
             if Self::closed(&queue.health).is_none() {
                 queue.health = health;
             }
-            queue.batcher.drain()
+            let entries = queue.batcher.drain();
+            self.tell(&queue);
+            entries
         };
         self.queue_changed.notify_all();
         let texts = {
@@ -154,7 +162,6 @@ impl Shared {
         for request in waiting.chain(texts.into_iter().map(|(request, _)| request)) {
             request.fail(why.clone());
         }
-        self.observer.queue(0, 0);
     }
 }
 

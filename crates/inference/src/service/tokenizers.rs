@@ -31,8 +31,7 @@ pub(super) fn run(shared: &Shared) {
             }
         };
         let entries = piece(shared, &request, range.clone());
-        let (waiting, tokens) = queue(shared, &request, range.len(), entries);
-        shared.observer.queue(waiting, tokens);
+        queue(shared, &request, range.len(), entries);
     }
 }
 
@@ -65,19 +64,13 @@ fn tokenize(shared: &Shared, request: &Request, index: usize) -> Result<Tokenize
         .unwrap_or_else(|_| Err(TokenizeError::Refused("it panicked".to_owned())))
 }
 
-/// Pushes the entries and gives back the room of inputs that have none, before the request hears of a failure. Answers
-/// what is queued now.
-fn queue(
-    shared: &Shared,
-    request: &Request,
-    admitted: usize,
-    entries: Result<Vec<Entry>, EncodeError>,
-) -> (usize, usize) {
+/// Pushes the entries and gives back the room of inputs that have none, before the request hears of a failure.
+fn queue(shared: &Shared, request: &Request, admitted: usize, entries: Result<Vec<Entry>, EncodeError>) {
     let (mut entries, mut failure) = match entries {
         Ok(entries) => (entries, None),
         Err(error) => (Vec::new(), Some(error)),
     };
-    let now = {
+    {
         let mut queue = shared.queue();
         if let Some(error) = Shared::closed(&queue.health) {
             entries.clear();
@@ -89,11 +82,10 @@ fn queue(
                 failure = Some(refusal.into());
             }
         }
-        (queue.batcher.len(), queue.batcher.queued_tokens())
-    };
+        shared.tell(&queue);
+    }
     shared.queue_changed.notify_one();
     if let Some(error) = failure {
         request.fail(error);
     }
-    now
 }
