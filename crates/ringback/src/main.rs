@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<Exit, CliError> {
     let output = cli.output;
     match cli.command {
-        Command::Dev(args) => services::runtime()?.block_on(dev::run(args, output)),
+        Command::Dev(args) => services::shared_runtime()?.block_on(dev::run(args, output)),
         Command::Serve(args) => services::runtime()?.block_on(services::serve::run(args)),
         Command::Migrate(args) => verb(services::migrate::run(args)),
         Command::Submit(args) => {

@@ -55,6 +55,16 @@ impl CounterDelta {
         }
     }
 
+    pub(crate) const fn add(&mut self, more: &Self) {
+        self.queued += more.queued;
+        self.running += more.running;
+        self.completed += more.completed;
+        self.failed += more.failed;
+        self.cancelled += more.cancelled;
+        self.timed_out += more.timed_out;
+        self.retried += more.retried;
+    }
+
     fn is_zero(&self) -> bool {
         *self == Self::default()
     }
@@ -74,7 +84,7 @@ const ADD: Rows = Rows {
             retried = endpoint_counters.retried + excluded.retried",
 };
 
-/// Adds to this process's rows. `writer` is [`crate::Store::counter_row`].
+/// Adds to the rows of a writer at once. What follows from jobs' transitions goes through [`WriteTx::count`].
 pub async fn add_counters(
     tx: &WriteTx,
     writer: i64,

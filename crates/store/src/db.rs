@@ -208,7 +208,7 @@ async fn connect(open: &Open, sqlite: bool, pool: Pool) -> Result<DatabaseConnec
                 .pragma("journal_mode", "WAL")
                 .pragma("synchronous", "FULL")
                 .pragma("busy_timeout", busy_ms.clone())
-                .pragma("cache_size", if pool == Pool::Read { "-4000" } else { "-16000" })
+                .pragma("cache_size", if pool == Pool::Read { "-4000" } else { "-8000" })
                 .pragma("temp_store", "MEMORY")
                 .pragma("wal_autocheckpoint", "4000")
                 .pragma("journal_size_limit", "67108864")

@@ -286,7 +286,7 @@ fn nothing_if_empty(targets: &[Target]) -> Option<Vec<u8>> {
     if targets.is_empty() { None } else { Some(targets_to_bytes(targets)) }
 }
 
-const INSERT: Rows = Rows {
+pub(crate) const INSERT: Rows = Rows {
     name: "jobs.insert",
     before: concat!("INSERT INTO jobs (", columns!(), ", next_check_at_ms) VALUES "),
     casts: &[""; 42],
@@ -296,56 +296,57 @@ const INSERT: Rows = Rows {
 /// Inserts new jobs, each as [`ringback_domain::job::submit`] left it. A known id or idempotency key of any row
 /// fails the whole call with [`StoreError::Duplicate`].
 pub async fn insert_jobs(tx: &WriteTx, rows: &[JobRow], grace_ms: u64) -> Result<(), StoreError> {
-    INSERT
-        .execute(tx.conn(), rows, |r, v| {
-            let s = state_columns(&r.job.state);
-            v.extend([
-                sql::id(r.job.id.as_bytes()),
-                Value::from(r.project.0),
-                Value::from(r.endpoint.0),
-                Value::from(i64::from(r.low_priority)),
-                Value::from(i64::from(r.sync_id)),
-                sql::int(r.job.status().code()),
-                sql::int(r.job.seq),
-                Value::from(r.revision),
-                sql::int(r.job.run),
-                sql::int(r.job.publish),
-                sql::int(r.job.last_attempt),
-                sql::int(r.job.failures),
-                sql::int(r.policy.max_attempts),
-                Value::from(i64::from(r.policy.retry_errors)),
-                Value::from(r.submitted_at.0),
-                Value::from(r.job.queued_at.0),
-                sql::opt_int(r.job.ttl_ms),
-                Value::from(r.job.ttl_at.map(|t| t.0)),
-                sql::int(r.job.execution_timeout_ms),
-                Value::from(s.attempt),
-                Value::from(s.nonce),
-                Value::from(s.worker_id),
-                Value::from(s.started_at_ms),
-                sql::int(s.delay_ms),
-                sql::int(s.execution_ms),
-                Value::from(s.lease_until_ms),
-                Value::from(s.ended_at_ms),
-                Value::from(s.end_reason),
-                sql::int(r.retain_completed_ms),
-                sql::int(r.retain_failed_ms),
-                sql::int(r.job.owed),
-                Value::from(nothing_if_empty(&r.targets)),
-                Value::from(r.history.clone()),
-                Value::from(r.batch.map(|(id, _)| id.as_bytes().to_vec())),
-                sql::opt_int(r.batch.map(|(_, index)| index)),
-                Value::from(r.client_ref.clone()),
-                Value::from(r.idempotency_key.clone()),
-                Value::from(r.request_hash.clone()),
-                Value::from(r.traceparent.clone()),
-                Value::from(r.metadata.clone()),
-                Value::from(r.request_id.clone()),
-                Value::from(r.next_check_at(grace_ms).map(|t| t.0)),
-            ]);
-        })
-        .await?;
+    INSERT.execute(tx.conn(), rows, |r, v| insert_values(r, grace_ms, v)).await?;
     Ok(())
+}
+
+/// One row of [`INSERT`].
+pub(crate) fn insert_values(r: &JobRow, grace_ms: u64, v: &mut Vec<Value>) {
+    let s = state_columns(&r.job.state);
+    v.extend([
+        sql::id(r.job.id.as_bytes()),
+        Value::from(r.project.0),
+        Value::from(r.endpoint.0),
+        Value::from(i64::from(r.low_priority)),
+        Value::from(i64::from(r.sync_id)),
+        sql::int(r.job.status().code()),
+        sql::int(r.job.seq),
+        Value::from(r.revision),
+        sql::int(r.job.run),
+        sql::int(r.job.publish),
+        sql::int(r.job.last_attempt),
+        sql::int(r.job.failures),
+        sql::int(r.policy.max_attempts),
+        Value::from(i64::from(r.policy.retry_errors)),
+        Value::from(r.submitted_at.0),
+        Value::from(r.job.queued_at.0),
+        sql::opt_int(r.job.ttl_ms),
+        Value::from(r.job.ttl_at.map(|t| t.0)),
+        sql::int(r.job.execution_timeout_ms),
+        Value::from(s.attempt),
+        Value::from(s.nonce),
+        Value::from(s.worker_id),
+        Value::from(s.started_at_ms),
+        sql::int(s.delay_ms),
+        sql::int(s.execution_ms),
+        Value::from(s.lease_until_ms),
+        Value::from(s.ended_at_ms),
+        Value::from(s.end_reason),
+        sql::int(r.retain_completed_ms),
+        sql::int(r.retain_failed_ms),
+        sql::int(r.job.owed),
+        Value::from(nothing_if_empty(&r.targets)),
+        Value::from(r.history.clone()),
+        Value::from(r.batch.map(|(id, _)| id.as_bytes().to_vec())),
+        sql::opt_int(r.batch.map(|(_, index)| index)),
+        Value::from(r.client_ref.clone()),
+        Value::from(r.idempotency_key.clone()),
+        Value::from(r.request_hash.clone()),
+        Value::from(r.traceparent.clone()),
+        Value::from(r.metadata.clone()),
+        Value::from(r.request_id.clone()),
+        Value::from(r.next_check_at(grace_ms).map(|t| t.0)),
+    ]);
 }
 
 const UPDATE: Rows = Rows {

@@ -11,11 +11,11 @@ use ringback_domain::{
 use sea_orm::{ConnectionTrait, Value};
 
 use crate::{
-    CounterDelta, JobRow, StoreError, WriteTx, add_counters,
+    CounterDelta, JobRow, StoreError, WriteTx,
     blob_reservations::keep_blobs,
     deliveries::{JobTransition, insert_deliveries, job_delivery},
     inputs::StoredInput,
-    insert_jobs,
+    jobs::{self, insert_values},
     sql::{self, LIST, Rows},
     usage::{Counting, OverQuota},
     webhooks::{
@@ -248,12 +248,14 @@ pub async fn insert_submits(
     }
     if !rows.is_empty() {
         // Whether an expired row is looked at a moment later does not matter for a queued job.
-        insert_jobs(tx, &rows, 0).await?;
-        INSERT_INPUT.execute(tx.conn(), &inputs, |s, v| input_values(s, v)).await?;
+        let both: Vec<(&JobRow, &Submit)> = rows.iter().zip(inputs.iter().copied()).collect();
+        let job = |(row, _): &(&JobRow, &Submit), v: &mut Vec<Value>| insert_values(row, 0, v);
+        let input = |(_, submit): &(&JobRow, &Submit), v: &mut Vec<Value>| input_values(submit, v);
+        jobs::INSERT.execute_both(&INSERT_INPUT, tx.conn(), &both, job, input).await?;
         keep_blobs(tx, &inputs.iter().filter_map(|s| s.input.blob_key()).collect::<Vec<_>>()).await?;
         insert_deliveries(tx, partitions, &deliveries).await?;
         hold_deliveries(tx, &inputs, &rows).await?;
-        add_counters(tx, counter_row, &deltas).await?;
+        tx.count(counter_row, &deltas);
         for (row, submit) in rows.iter().zip(&inputs) {
             tx.remember(row.clone(), Some(submit.stored_input()));
         }

@@ -7,13 +7,14 @@
 
 use std::{
     any::Any,
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{FutureExt, future::BoxFuture};
+use ringback_domain::EndpointId;
 use sea_orm::{
     ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, SqliteTransactionMode,
     TransactionOptions, TransactionTrait,
@@ -22,6 +23,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
     StoreError,
+    counters::{CounterDelta, add_counters},
     live_cache::{Known, LiveCache},
     sql,
     webhooks::registry::{Cache, Registry, next_position},
@@ -54,6 +56,8 @@ struct Seen {
     position: Option<i64>,
     /// Live jobs that this transaction wrote.
     written: Vec<Known>,
+    /// What its commands change in counts, by the row that is written.
+    counts: BTreeMap<i64, BTreeMap<EndpointId, CounterDelta>>,
 }
 
 impl std::fmt::Debug for WriteTx {
@@ -92,6 +96,24 @@ impl WriteTx {
     /// A live job as it will be once this transaction has committed.
     pub(crate) fn written(&self, known: Known) {
         self.seen().written.push(known);
+    }
+
+    /// Changes counts of endpoints: written once, with the commit, for all commands of this transaction. What reads
+    /// counts inside the transaction does not see it. `writer` is [`crate::Store::counter_row`].
+    pub fn count(&self, writer: i64, deltas: &BTreeMap<EndpointId, CounterDelta>) {
+        let mut seen = self.seen();
+        let counts = seen.counts.entry(writer).or_default();
+        for (endpoint, delta) in deltas {
+            counts.entry(*endpoint).or_default().add(delta);
+        }
+    }
+
+    async fn write_counts(&self) -> Result<(), StoreError> {
+        let counts = std::mem::take(&mut self.seen().counts);
+        for (writer, deltas) in counts {
+            add_counters(self, writer, &deltas).await?;
+        }
+        Ok(())
     }
 
     /// All registered webhooks and endpoints as this transaction sees them; asked once per transaction.
@@ -367,6 +389,10 @@ async fn run_all(pool: &Pool, commands: &mut [Queued]) -> Result<(), Failure> {
             let _ = tx.conn.rollback().await;
             return Err(Failure::Command(e));
         }
+    }
+    if let Err(e) = tx.write_counts().await {
+        let _ = tx.conn.rollback().await;
+        return Err(Failure::Command(e));
     }
     let WriteTx { conn, live, seen, .. } = tx;
     conn.commit().await.map_err(|e| Failure::Commit(StoreError::CommitUnknown { detail: e.to_string() }))?;

@@ -16,6 +16,21 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("ringback").build()?)
 }
 
+/// The runtime of everything in one process, with one thread fewer than there are cores: SQLite and its writer have
+/// threads of their own, and beside the broker on a small machine a further one only takes turns with them.
+/// `TOKIO_WORKER_THREADS` says otherwise.
+pub(crate) fn shared_runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_some() {
+        return runtime();
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.saturating_sub(1).max(1))
+        .enable_all()
+        .thread_name("ringback")
+        .build()?)
+}
+
 /// Reads and checks a configuration file.
 pub(crate) fn load_config(path: &Path) -> Result<RingbackConfig, CliError> {
     RingbackConfig::load(path).map_err(|error| match error {

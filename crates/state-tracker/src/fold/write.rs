@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use ringback_domain::JobId;
 use ringback_store::{
-    JobRow, StoreError, WriteTx, add_counters,
+    JobRow, StoreError, WriteTx,
     batches_fold::{BatchNews, count_in_batches},
     chunks_write::{insert_chunks, upsert_progress},
     deliveries::insert_deliveries,
@@ -100,9 +100,7 @@ pub(super) async fn write(
     if !tokens.is_empty() {
         after.deliveries.extend(count_tokens(tx, context.env.batch.partitions, &tokens).await?);
     }
-    if !out.counters.is_empty() {
-        add_counters(tx, context.env.counter_row, &out.counters).await?;
-    }
+    tx.count(context.env.counter_row, &out.counters);
     Ok(after)
 }
 
