@@ -1,12 +1,19 @@
 //! What is fuzzed: each function takes any bytes and panics where a promise is broken.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path};
+use std::sync::{Arc, Once};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ringback_domain::artifact::{SafeName, file_name, url_segment};
+use ringback_inference::{
+    Batch, CpuEngine, CpuOptions, EncodeInput, Engine, EngineError, Model, OpenOptions, Outputs, Task,
+};
 use ringback_webhook_receiver::{Event, Proof, Secrets, Trust};
 use sha2::Sha256;
 
@@ -171,4 +178,167 @@ pub(crate) fn file_names(data: &[u8]) {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~%".contains(&byte);
     assert!(segment.bytes().all(plain) && segment != "confirm", "{segment:?}");
     assert!(segment != "." && segment != "..", "{segment:?}");
+}
+
+/// The files of a small model that is whole. What the bytes name stands in their place.
+const MODEL: [(&str, &[u8]); 3] = [
+    ("config.json", include_bytes!("models/tiny/config.json")),
+    ("model.safetensors", WEIGHTS),
+    ("tokenizer.json", include_bytes!("models/tiny/tokenizer.json")),
+];
+const WEIGHTS: &[u8] = include_bytes!("models/tiny/model.safetensors");
+/// Files that a folder may have beside them.
+const MORE: [&str; 4] =
+    ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer_config.json"];
+/// A folder of some kilobytes must not take more memory than this.
+const MOST_BYTES: u64 = 256 << 20;
+
+thread_local! {
+    /// A folder of this thread, and what stands in it.
+    static FOLDER: RefCell<Option<(tempfile::TempDir, BTreeMap<&'static str, Vec<u8>>)>> = const { RefCell::new(None) };
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sections of `--- NAME`, a line each, and the content of that file.
+fn sections(data: &[u8]) -> BTreeMap<&[u8], Vec<u8>> {
+    let mut files: BTreeMap<&[u8], Vec<u8>> = BTreeMap::new();
+    let mut name: &[u8] = b"";
+    for line in data.split(|byte| *byte == b'\n') {
+        if let Some(begun) = line.strip_prefix(b"--- ") {
+            name = begun;
+            files.insert(name, Vec::new());
+        } else if let Some(content) = files.get_mut(name) {
+            if !content.is_empty() {
+                content.push(b'\n');
+            }
+            content.extend_from_slice(line);
+        }
+    }
+    // `header.json` is model.safetensors with a length that fits and the weights of the whole model.
+    if let Some(header) = files.remove(&b"header.json"[..]) {
+        let own = 8 + usize::try_from(u64::from_le_bytes(WEIGHTS[..8].try_into().expect("8 bytes")))
+            .expect("small");
+        let length = u64::try_from(header.len()).expect("small");
+        files.insert(
+            b"model.safetensors",
+            [&length.to_le_bytes(), header.as_slice(), &WEIGHTS[own..]].concat(),
+        );
+    }
+    files
+}
+
+/// Runs what may panic and be caught, without a report of the panic, which would end a run of libFuzzer.
+fn quietly<T>(work: impl FnOnce() -> T) -> T {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                loud(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(false);
+    done.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        panic!("it panics: {}", text.unwrap_or_default())
+    })
+}
+
+/// The most memory that this process ever had, touched or not. 0 where the system does not tell.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    number.unwrap_or(0) * 1024
+}
+
+/// A folder is a model or refused with the file that is wrong, and costs no more than its size; what is a model makes
+/// tokens that fit it and computes.
+pub(crate) fn model_folders(data: &[u8]) {
+    let files = sections(data);
+    let task = match files.get(&b"task"[..]).map(Vec::as_slice) {
+        Some(b"embed") => Task::Embed,
+        Some(b"rerank") => Task::Rerank,
+        _ => Task::Classify,
+    };
+    FOLDER.with_borrow_mut(|folder| {
+        let (folder, written) = folder.get_or_insert_with(|| {
+            let memory = Path::new("/dev/shm");
+            let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+            let folder = folder.expect("a folder");
+            std::fs::create_dir(folder.path().join("1_Pooling")).expect("a folder");
+            (folder, BTreeMap::new())
+        });
+        let whole = MODEL.map(|(name, content)| (name, Some(content)));
+        for (name, content) in whole.into_iter().chain(MORE.map(|name| (name, None))) {
+            let path = folder.path().join(name);
+            let content = files.get(name.as_bytes()).map(Vec::as_slice).or(content);
+            if written.get(name).map(Vec::as_slice) == content {
+                continue;
+            }
+            match content {
+                Some(content) => {
+                    std::fs::write(path, content).expect("a file");
+                    written.insert(name, content.to_vec());
+                }
+                None => {
+                    std::fs::remove_file(path).expect("it was written");
+                    written.remove(name);
+                }
+            }
+        }
+        let before = peak_bytes();
+        match quietly(|| Model::open(folder.path(), task, OpenOptions::default())) {
+            Ok(model) => computes(&model, task),
+            Err(error) => {
+                let (text, folder) = (error.to_string(), folder.path().display().to_string());
+                assert!(text.contains(&folder), "no file is named: {text}");
+            }
+        }
+        let taken = peak_bytes().saturating_sub(before);
+        assert!(taken < MOST_BYTES, "{taken} bytes of memory for a folder of {} bytes", data.len());
+    });
+}
+
+fn computes(model: &Model, task: Task) {
+    let (encoder, text) = (model.encoder(), |text: &str| EncodeInput::Text(text.to_owned()));
+    let config = &encoder.config;
+    assert_eq!(config.head_size() * config.num_attention_heads, config.hidden_size);
+    let inputs = match task {
+        Task::Rerank => vec![EncodeInput::Pair("a dog".to_owned(), "the cats, \u{1F600}".repeat(9))],
+        Task::Embed | Task::Classify => {
+            vec![text(""), text("a dog, the cats"), text(&"x y \u{5929}".repeat(30))]
+        }
+    };
+    let mut batch = Batch::new();
+    for input in inputs {
+        // Refused, with a reason.
+        let Ok(tokens) = quietly(|| model.tokenizer().encode(&input)) else { continue };
+        assert!((1..=encoder.max_seq_len).contains(&tokens.ids.len()), "{} tokens", tokens.ids.len());
+        batch.push(&tokens.ids, &tokens.type_ids, config.position_offset);
+    }
+    let options = CpuOptions { threads: 1, ..CpuOptions::default() };
+    let options =
+        CpuOptions { max_batch_tokens: options.max_batch_tokens.max(3 * encoder.max_seq_len), ..options };
+    let mut engine =
+        CpuEngine::new(Arc::clone(encoder), options).expect("an engine of a model that fits together");
+    let mut outputs = Outputs::default();
+    if batch.sequences() == 0 {
+        return;
+    }
+    engine.submit(&batch).expect("tokens that fit the model");
+    match engine.collect(&mut outputs) {
+        Ok(()) => {
+            assert_eq!((outputs.width, outputs.rows().len()), (encoder.output_width(), batch.sequences()))
+        }
+        Err(EngineError::NotFinite { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+    if task == Task::Classify {
+        assert_eq!(model.labels().len(), encoder.output_width());
+    }
 }

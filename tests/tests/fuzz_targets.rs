@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// Pieces that mutations put in: what parsers look for, and what breaks them.
-const PIECES: [&[u8]; 44] = [
+const PIECES: [&[u8]; 60] = [
     b"webhook-id: ",
     b"webhook-timestamp: ",
     b"webhook-signature: ",
@@ -56,6 +56,22 @@ const PIECES: [&[u8]; 44] = [
     b"\0",
     b"confirm",
     b". .",
+    b"\n--- config.json\n",
+    b"\n--- model.safetensors\n",
+    b"\n--- header.json\n",
+    b"\n--- tokenizer.json\n",
+    b"\n--- task\nrerank",
+    b"\"data_offsets\":[0,18446744073709551615]",
+    b"\"shape\":[4294967296,4294967296]",
+    b"\"dtype\":\"F64\"",
+    b"18446744073709551616",
+    b"16777216",
+    b"-1",
+    b"1e308",
+    b"\"type\":\"Unigram\"",
+    b"\"type\":\"Sequence\"",
+    b"\"Regex\":\"(a|aa)+$\"",
+    b"\0\0\0\0\0\0\0\x10",
 ];
 
 /// xorshift64*: enough for fuzzing, the same on every machine.
@@ -109,7 +125,7 @@ fn budget() -> Duration {
     let seconds = std::env::var("RINGBACK_FUZZ_SECONDS").map_or(if ci { 60.0 } else { 3.0 }, |text| {
         text.parse().expect("RINGBACK_FUZZ_SECONDS is a number of seconds")
     });
-    Duration::from_secs_f64(seconds) / 3
+    Duration::from_secs_f64(seconds) / 4
 }
 
 fn fuzz(name: &str, target: fn(&[u8])) {
@@ -158,4 +174,9 @@ fn callback_bodies() {
 #[test]
 fn file_names() {
     fuzz("file_names", targets::file_names);
+}
+
+#[test]
+fn model_folders() {
+    fuzz("model_folders", targets::model_folders);
 }

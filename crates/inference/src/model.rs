@@ -53,8 +53,9 @@ impl Model {
             }
             None => wishes.max_seq_len.unwrap_or(positions).clamp(1, positions),
         };
-        let tokenizer =
-            TextTokenizer::open(&path.join("tokenizer.json"), config.family, max_seq_len, config.vocab_size)?;
+        let tokenizer_path = path.join("tokenizer.json");
+        let tokenizer = TextTokenizer::open(&tokenizer_path, config.family, max_seq_len, config.vocab_size)?;
+        tokenizer.check(&tokenizer_path, &config, task)?;
         let weights_path = path.join("model.safetensors");
         let bytes = folder::bytes(&weights_path, MOST_WEIGHT_BYTES)?;
         if let Some(expected) = &options.expected_sha256 {

@@ -1,7 +1,15 @@
 //! Texts to token ids, as `tokenizer.json` says, but never padded and truncated to the model's length.
 
-use crate::{config::Family, error::LoadError, folder};
-use std::{panic::catch_unwind, path::Path};
+use crate::{
+    config::{Family, ModelConfig},
+    encoder::Task,
+    error::LoadError,
+    folder,
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 use tokenizers::{EncodeInput as HfInput, PostProcessor, Tokenizer, TruncationParams, TruncationStrategy};
 
 /// One thing to encode.
@@ -40,7 +48,7 @@ pub struct TokenizedText {
 /// Why a text has no tokens.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TokenizeError {
-    /// The tokenizer refused the text.
+    /// The tokenizer refused the text, or failed on it.
     #[error("the tokenizer refused the text: {0}")]
     Refused(String),
     /// Nothing is left: the model's tokenizer adds no special tokens and the text has none of its own.
@@ -113,18 +121,49 @@ impl TextTokenizer {
         Ok(Self { inner, family, max_seq_len, vocab_size })
     }
 
+    /// Refuses a file whose post-processor puts in what the model does not have: its ids and segments are not in the
+    /// vocabulary. What it puts in depends on the length of the text alone.
+    pub(crate) fn check(&self, path: &Path, config: &ModelConfig, task: Task) -> Result<(), LoadError> {
+        let wrong = |detail: String| LoadError::Tokenizer { path: path.to_owned(), detail };
+        let long = "a ".repeat(self.max_seq_len);
+        for text in ["", "a", &long] {
+            let input = match task {
+                Task::Rerank => EncodeInput::Pair(text.to_owned(), text.to_owned()),
+                Task::Embed | Task::Classify => EncodeInput::Text(text.to_owned()),
+            };
+            // A text that it refuses is refused by each request, with the reason.
+            let Ok(tokens) = self.encode(&input) else { continue };
+            let (found, limit) = (tokens.ids.len(), self.max_seq_len);
+            if found > limit {
+                return Err(wrong(format!("it makes {found} tokens where at most {limit} are asked for")));
+            }
+            let vocab_size = config.vocab_size;
+            if let Some(highest) = tokens.ids.into_iter().max().filter(|id| *id as usize >= vocab_size) {
+                return Err(LoadError::Vocabulary { path: path.to_owned(), highest, vocab_size });
+            }
+            let segments = config.type_vocab_size;
+            if let Some(found) = tokens.type_ids.into_iter().max().filter(|id| *id as usize >= segments) {
+                return Err(wrong(format!(
+                    "it makes the segment {found}, but the model has embeddings for {segments} segments only"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The tokens of one input.
     ///
     /// # Errors
     /// If the input cannot be used.
     pub fn encode(&self, input: &EncodeInput) -> Result<TokenizedText, TokenizeError> {
-        let encoded = match input {
-            EncodeInput::Text(text) => self.inner.encode_fast(text.as_str(), true),
-            EncodeInput::Pair(first, second) => {
-                self.inner.encode_fast(HfInput::Dual(first.as_str().into(), second.as_str().into()), true)
-            }
+        let input: HfInput<'_> = match input {
+            EncodeInput::Text(text) => text.as_str().into(),
+            EncodeInput::Pair(first, second) => HfInput::Dual(first.as_str().into(), second.as_str().into()),
             EncodeInput::Tokens(ids) => return self.given(ids),
         };
+        // Neither a text nor a file must end the thread, whatever the tokenizer's libraries make of them.
+        let encoded = catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(input, true)))
+            .map_err(|_| TokenizeError::Refused("it panicked".to_owned()))?;
         let encoding = encoded.map_err(|error| TokenizeError::Refused(error.to_string()))?;
         if encoding.is_empty() {
             return Err(TokenizeError::Empty);

@@ -217,6 +217,25 @@ fn tokenizers_that_do_not_fit_are_refused() {
     large["model"]["vocab"]["overflow"] = json!(40);
     fs::write(folder.path().join("tokenizer.json"), large.to_string()).expect("tokenizer.json");
     says(&folder, &["token ids up to 40", "40 tokens only"]);
+    // What the post-processor puts in is in no vocabulary.
+    let with = |part: &[&str], value: Value| {
+        let mut tokenizer = tokenizer_json();
+        let mut at = &mut tokenizer["post_processor"];
+        for name in part {
+            at = match name.parse::<usize>() {
+                Ok(index) => &mut at[index],
+                Err(_) => &mut at[*name],
+            };
+        }
+        *at = value;
+        let folder = self::folder();
+        fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).expect("tokenizer.json");
+        folder
+    };
+    let beyond = with(&["special_tokens", "[CLS]", "ids"], json!([99]));
+    says(&beyond, &["tokenizer.json", "token ids up to 99", "40 tokens only"]);
+    let segment = with(&["single", "1", "Sequence", "type_id"], json!(2));
+    says(&segment, &["tokenizer.json", "the segment 2", "2 segments only"]);
 }
 
 #[test]

@@ -1,13 +1,9 @@
 //! Threads that turn texts into entries of the queue.
 
 use super::{Entry, Request, Sequence, Shared};
-use crate::{
-    service::request::EncodeError,
-    tokenize::{TokenizeError, TokenizedText},
-};
+use crate::service::request::EncodeError;
 use std::{
     ops::Range,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, PoisonError},
     time::Instant,
 };
@@ -46,7 +42,8 @@ fn piece(shared: &Shared, request: &Arc<Request>, range: Range<usize>) -> Result
             return Err(EncodeError::DeadlineExceeded);
         }
         let begun = Instant::now();
-        let text = tokenize(shared, request, index).map_err(|source| EncodeError::Input { index, source })?;
+        let encoded = shared.model.tokenizer().encode(&request.inputs[index]);
+        let text = encoded.map_err(|source| EncodeError::Input { index, source })?;
         let queued_at = Instant::now();
         request.tokenized(index, &text, queued_at - begun);
         entries.push(Entry {
@@ -56,12 +53,6 @@ fn piece(shared: &Shared, request: &Arc<Request>, range: Range<usize>) -> Result
         });
     }
     Ok(entries)
-}
-
-fn tokenize(shared: &Shared, request: &Request, index: usize) -> Result<TokenizedText, TokenizeError> {
-    // A text must not end the thread, whatever the tokenizer's libraries make of it.
-    catch_unwind(AssertUnwindSafe(|| shared.model.tokenizer().encode(&request.inputs[index])))
-        .unwrap_or_else(|_| Err(TokenizeError::Refused("it panicked".to_owned())))
 }
 
 /// Pushes the entries and gives back the room of inputs that have none, before the request hears of a failure.
