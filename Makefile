@@ -82,27 +82,37 @@ bench-inference: ## Measure the CPU engine beside onnxruntime: tokens per CPU se
 	@cargo build --profile dist -p ringback-bench --bin ringback-encode
 	@$(TARGET_DIR)/dist/ringback-encode $(ARGS)
 
+# Looked for before anything is built: without it nothing of what follows can run.
+.PHONY: need-gpu
+need-gpu:
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null || { \
+		echo "this needs an NVIDIA GPU and its driver: libcuda.so.1 is not here" >&2; exit 2; }
+
 .PHONY: test-gpu
-test-gpu: ## Test the GPU engine on this host's GPU (RINGBACK_CUDA_LIBRARIES: folders with NVRTC and cublasLt)
+test-gpu: need-gpu ## Test the GPU engine on this host's GPU (RINGBACK_CUDA_LIBRARIES: folders with NVRTC and cublasLt)
 	@$(PYTHON) tools/setup model nvrtc
-	@cargo test -p ringback-inference-cuda --lib -- --nocapture --test-threads 1 on_gpu
+	@RINGBACK_NEED_GPU=1 cargo test -p ringback-inference-cuda --lib -- --nocapture --test-threads 1 on_gpu
 
 # One kernel after the other under each tool; --error-exitcode makes a finding a failure.
 .PHONY: sanitize-gpu
-sanitize-gpu: ## Run the GPU kernels under compute-sanitizer
-	@program=$$(cargo test -p ringback-inference-cuda --lib --no-run --message-format=json \
+sanitize-gpu: need-gpu ## Run the GPU kernels under compute-sanitizer
+	@command -v compute-sanitizer >/dev/null || { \
+		echo "compute-sanitizer is not on the path: it comes with the CUDA toolkit" >&2; exit 2; }
+	@$(PYTHON) tools/setup nvrtc
+	@set -o pipefail; \
+	program=$$(cargo test -p ringback-inference-cuda --lib --no-run --message-format=json \
 		| $(PYTHON) -c 'import json, sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])') && \
 	for tool in memcheck racecheck initcheck synccheck; do \
-		compute-sanitizer --tool $$tool --error-exitcode 1 $$program --nocapture --exact \
+		RINGBACK_NEED_GPU=1 compute-sanitizer --tool $$tool --error-exitcode 1 $$program --nocapture --exact \
 			tests::on_gpu::each_kernel_equals_the_reference || exit 1; \
 	done
 
 .PHONY: bench-gpu
-bench-gpu: ## Measure the GPU engine (ARGS='--python python3' measures sentence-transformers beside it)
-	@$(PYTHON) tools/setup model
+bench-gpu: need-gpu ## Measure the GPU engine (ARGS='--python python3' measures sentence-transformers beside it)
+	@$(PYTHON) tools/setup model nvrtc
 	@cargo build --profile dist -p ringback-inference-cuda --example ringback-encode-gpu
 	@$(TARGET_DIR)/dist/examples/ringback-encode-gpu \
-		$(foreach folder,$(subst :, ,$(RINGBACK_CUDA_LIBRARIES)),--library-dir $(folder)) $(ARGS)
+		$(foreach folder,$(subst :, ,$(RINGBACK_CUDA_LIBRARIES)) $(wildcard .tools/venv-nvrtc/lib/python3*/site-packages/nvidia/cu13/lib),--library-dir $(folder)) $(ARGS)
 
 .PHONY: clean
 clean: ## Remove builds, fetched tools and demo data

@@ -12,14 +12,18 @@ use std::path::PathBuf;
 
 /// The folder of the NVRTC that tools/setup has fetched.
 pub(super) fn folder() -> Option<PathBuf> {
+    need(fetched(), "NVRTC (libnvrtc.so.13)", "run tools/setup nvrtc")
+}
+
+/// The same, for those who can do without.
+pub(super) fn fetched() -> Option<PathBuf> {
     let environments = std::fs::read_dir(tool("venv-nvrtc/lib")).ok();
-    let found = environments
+    environments
         .into_iter()
         .flatten()
         .flatten()
         .map(|entry| entry.path().join("site-packages/nvidia/cu13/lib"))
-        .find(|folder| folder.join("libnvrtc.so.13").is_file());
-    need(found, "NVRTC (libnvrtc.so.13)", "run tools/setup nvrtc")
+        .find(|folder| folder.join("libnvrtc.so.13").is_file())
 }
 
 const MINI_LM: KernelShape =

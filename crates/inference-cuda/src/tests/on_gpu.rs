@@ -2,7 +2,7 @@
 //! not ask for one. `RINGBACK_CUDA_LIBRARIES` names folders with NVRTC and cublasLt.
 
 use super::{
-    checks, models,
+    checks, models, nvrtc,
     random::Random,
     reference::cosine,
     rig::Rig,
@@ -32,16 +32,17 @@ const SHAPES: [KernelShape; 3] = [
 ];
 
 fn library_dirs() -> Vec<PathBuf> {
-    std::env::var_os("RINGBACK_CUDA_LIBRARIES")
-        .map(|list| std::env::split_paths(&list).collect())
-        .unwrap_or_default()
+    let named = std::env::var_os("RINGBACK_CUDA_LIBRARIES");
+    let named = named.map(|list| std::env::split_paths(&list).collect::<Vec<_>>()).unwrap_or_default();
+    named.into_iter().chain(nvrtc::fetched()).collect()
 }
 
-/// Whether there is a GPU to test on.
+/// Whether there is a GPU to test on. With `RINGBACK_NEED_GPU`, as `make test-gpu` sets it, there must be one.
 fn gpu() -> bool {
     match is_available(&library_dirs()) {
         Availability::Available { .. } => true,
         Availability::Unavailable { reasons } => {
+            assert!(std::env::var_os("RINGBACK_NEED_GPU").is_none(), "no GPU: {}", reasons.join("; "));
             eprintln!("\n======== SKIPPED, no GPU: {} ========\n", reasons.join("; "));
             false
         }

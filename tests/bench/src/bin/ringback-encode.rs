@@ -23,9 +23,12 @@ struct Cli {
     /// The model's folder.
     #[arg(long, default_value = ".tools/models/all-MiniLM-L6-v2")]
     model: PathBuf,
-    /// The Python with onnx and onnxruntime; without it only the engine is measured.
+    /// The Python with onnx and onnxruntime.
     #[arg(long, default_value = ".tools/venv-onnx/bin/python")]
     python: PathBuf,
+    /// Measures the engine only.
+    #[arg(long)]
+    alone: bool,
     /// The reference that it runs.
     #[arg(long, default_value = "crates/inference/tests/reference.py")]
     reference: PathBuf,
@@ -62,6 +65,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
+    if !cli.alone && !cli.python.exists() {
+        let python = cli.python.display();
+        return Err(format!("{python} is missing: `tools/setup onnx` makes it, --alone does without").into());
+    }
     let shapes: Vec<(usize, usize)> =
         cli.shapes.iter().map(|shape| parse(shape)).collect::<Result<_, _>>()?;
     let longest = shapes.iter().map(|shape| shape.1).max().unwrap_or(1);
@@ -80,25 +87,36 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         for (name, shape) in cli.shapes.iter().zip(&shapes) {
             better(&mut ours, name, speed(&mut engine, *shape, cli.seconds)?);
         }
-        if cli.python.exists() {
-            let reference = reference(cli)?;
-            for (name, speed) in &reference.tokens_per_cpu_second {
-                better(&mut theirs, name, *speed);
-            }
-            println!("beside: {}", reference.engine);
-        } else {
-            println!("beside: nothing, {} is missing (tools/setup onnx)", cli.python.display());
+        if cli.alone {
+            continue;
         }
-    }
-    println!("\n{} threads | tokens per CPU second | onnxruntime | share", cli.threads);
-    for shape in &cli.shapes {
-        let own = ours.get(shape).copied().unwrap_or_default();
-        match theirs.get(shape) {
-            Some(other) => println!("{shape:>9} | {own:21.0} | {other:11.0} | {:4.0} %", 100.0 * own / other),
-            None => println!("{shape:>9} | {own:21.0} |           - |"),
+        let reference = reference(cli)?;
+        for (name, speed) in &reference.tokens_per_cpu_second {
+            better(&mut theirs, name, *speed);
         }
+        println!("beside: {}", reference.engine);
     }
+    print!("\n{}", table(cli, &ours, &theirs));
     Ok(())
+}
+
+/// The table of docs/PERFORMANCE.md: tokens per CPU second.
+fn table(cli: &Cli, ours: &BTreeMap<String, f64>, theirs: &BTreeMap<String, f64>) -> String {
+    let row = |name: &str, cell: &dyn Fn(&str) -> String| {
+        let cells: Vec<String> = cli.shapes.iter().map(|shape| cell(shape)).collect();
+        format!("| {name} | {} |\n", cells.join(" | "))
+    };
+    let speed = |of: &BTreeMap<String, f64>, shape: &str| of.get(shape).copied().unwrap_or(f64::NAN);
+    let threads = if cli.threads == 1 { "one thread".to_owned() } else { format!("{} threads", cli.threads) };
+    let mut table = row("sequences x tokens", &|shape| shape.to_owned());
+    table += &format!("|---|{}\n", "---|".repeat(cli.shapes.len()));
+    table += &row(&format!("CPU engine, {threads}"), &|shape| format!("{:.0}", speed(ours, shape)));
+    if !cli.alone {
+        table += &row(&format!("onnxruntime, {threads}"), &|shape| format!("{:.0}", speed(theirs, shape)));
+        let share = |shape: &str| format!("{:.0} %", 100.0 * speed(ours, shape) / speed(theirs, shape));
+        table += &row("share", &share);
+    }
+    table
 }
 
 fn parse(shape: &str) -> Result<(usize, usize), Failure> {
