@@ -148,7 +148,7 @@ impl App {
         for endpoint in &parts.endpoints {
             match endpoint.config.executor {
                 Some(ExecutorConfig::Builtin(Builtin::Encoder(ref encoder))) => {
-                    Encoder::check(encoder).map_err(encoder_failed(&endpoint.config))?;
+                    Encoder::check(encoder, device).map_err(encoder_failed(&endpoint.config))?;
                 }
                 Some(
                     ExecutorConfig::Builtin(Builtin::Echo | Builtin::Sleep) | ExecutorConfig::Process(_),

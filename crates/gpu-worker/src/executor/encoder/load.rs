@@ -45,7 +45,7 @@ pub enum LoadFailed {
     #[error(transparent)]
     Start(#[from] StartError),
     /// The engines compute in other formats.
-    #[error("precision is {precision}, but the {device} computes in {instead}")]
+    #[error("precision is {precision}, but the {device} computes in {instead}; set {advice}")]
     Precision {
         /// What was asked for.
         precision: &'static str,
@@ -53,6 +53,8 @@ pub enum LoadFailed {
         device: &'static str,
         /// What it can.
         instead: &'static str,
+        /// What makes the two agree.
+        advice: &'static str,
     },
 }
 
@@ -67,9 +69,14 @@ impl From<LoadError> for LoadFailed {
 
 impl Encoder {
     /// Checks what can be checked without reading weights.
-    pub(crate) fn check(config: &EncoderConfig) -> Result<(), LoadFailed> {
-        if let Some(text) = &config.device {
-            text.parse::<DeviceChoice>()?;
+    pub(crate) fn check(config: &EncoderConfig, worker_device: DeviceChoice) -> Result<(), LoadFailed> {
+        match device_of(config, worker_device)? {
+            DeviceChoice::Cpu => cpu_precision(config.precision)?,
+            DeviceChoice::Cuda(_) => {
+                gpu_precision(config.precision)?;
+            }
+            // Which of them it will be is not known yet.
+            DeviceChoice::Auto => {}
         }
         if config.model.is_dir() {
             return Ok(());
@@ -88,8 +95,7 @@ impl Encoder {
         let began = std::time::Instant::now();
         let task = task_of(config.task);
         let model = Model::open(&config.model, task, open_options(config))?;
-        let choice = config.device.as_deref().map_or(Ok(worker_device), str::parse)?;
-        let engine = engine(&model, config, choice, data_dir)?;
+        let engine = engine(&model, config, device_of(config, worker_device)?, data_dir)?;
         let info = engine.info().clone();
         let options = ServiceOptions {
             max_batch_tokens: info.max_batch_tokens,
@@ -137,6 +143,37 @@ impl Encoder {
 
 fn count(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+fn device_of(config: &EncoderConfig, worker_device: DeviceChoice) -> Result<DeviceChoice, DeviceError> {
+    config.device.as_deref().map_or(Ok(worker_device), str::parse)
+}
+
+/// The CPU's numbers are never narrower than what was asked for, and a CPU that was asked for by name is told so.
+fn cpu_precision(asked: Option<EncoderPrecision>) -> Result<(), LoadFailed> {
+    match asked {
+        None | Some(EncoderPrecision::Fp32) => Ok(()),
+        Some(narrow @ (EncoderPrecision::Fp16 | EncoderPrecision::Bf16)) => Err(LoadFailed::Precision {
+            precision: narrow.word(),
+            device: "CPU",
+            instead: "fp32",
+            advice: "precision = \"fp32\", or device = \"cuda:0\"",
+        }),
+    }
+}
+
+/// The GPU's format; fp32 is refused rather than narrowed.
+fn gpu_precision(asked: Option<EncoderPrecision>) -> Result<Precision, LoadFailed> {
+    match asked {
+        None | Some(EncoderPrecision::Fp16) => Ok(Precision::Fp16),
+        Some(EncoderPrecision::Bf16) => Ok(Precision::Bf16),
+        Some(EncoderPrecision::Fp32) => Err(LoadFailed::Precision {
+            precision: "fp32",
+            device: "GPU",
+            instead: "fp16 or bf16",
+            advice: "device = \"cpu\" for fp32, or another precision",
+        }),
+    }
 }
 
 fn task_of(task: EncoderTask) -> Task {
@@ -194,15 +231,9 @@ fn engine(
 }
 
 fn cpu(model: &Model, config: &EncoderConfig, wanted: bool) -> Result<Box<dyn Engine>, LoadFailed> {
-    match config.precision {
-        Some(precision @ (EncoderPrecision::Fp16 | EncoderPrecision::Bf16)) if wanted => {
-            return Err(LoadFailed::Precision {
-                precision: precision.word(),
-                device: "CPU",
-                instead: "fp32",
-            });
-        }
-        Some(_) | None => {}
+    // With "auto" a host without a GPU computes in more than was asked for.
+    if wanted {
+        cpu_precision(config.precision)?;
     }
     let defaults = CpuOptions::default();
     let longest = model.encoder().max_seq_len;
@@ -220,13 +251,7 @@ fn cuda(
     ordinal: usize,
     data_dir: &Path,
 ) -> Result<Box<dyn Engine>, LoadFailed> {
-    let precision = match config.precision {
-        None | Some(EncoderPrecision::Fp16) => Precision::Fp16,
-        Some(EncoderPrecision::Bf16) => Precision::Bf16,
-        Some(EncoderPrecision::Fp32) => {
-            return Err(LoadFailed::Precision { precision: "fp32", device: "GPU", instead: "fp16 or bf16" });
-        }
-    };
+    let precision = gpu_precision(config.precision)?;
     let defaults = CudaOptions::default();
     let options = CudaOptions {
         ordinal,
@@ -275,6 +300,56 @@ mod faulty {
 
         fn health(&mut self) -> Result<(), EngineError> {
             self.0.health()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(precision: Option<EncoderPrecision>, device: Option<&str>) -> EncoderConfig {
+        EncoderConfig {
+            // A folder that is there; nothing in it is read.
+            model: std::env::temp_dir(),
+            device: device.map(str::to_owned),
+            precision,
+            ..EncoderConfig::default()
+        }
+    }
+
+    #[test]
+    fn a_gpu_refuses_fp32_and_computes_in_what_was_asked_for() {
+        assert_eq!(gpu_precision(None).expect("the default"), Precision::Fp16);
+        assert_eq!(gpu_precision(Some(EncoderPrecision::Fp16)).expect("fp16"), Precision::Fp16);
+        assert_eq!(gpu_precision(Some(EncoderPrecision::Bf16)).expect("bf16"), Precision::Bf16);
+        let error = gpu_precision(Some(EncoderPrecision::Fp32)).expect_err("fp32");
+        assert_eq!(
+            error.to_string(),
+            "precision is fp32, but the GPU computes in fp16 or bf16; set device = \"cpu\" for fp32, or another precision"
+        );
+    }
+
+    #[test]
+    fn a_precision_that_the_device_lacks_stops_the_start() {
+        let (cpu, gpu) = (DeviceChoice::Cpu, DeviceChoice::Cuda(0));
+        for (precision, device, of_worker, refused) in [
+            (Some(EncoderPrecision::Fp32), Some("cuda:0"), cpu, Some("the GPU computes in fp16 or bf16")),
+            (Some(EncoderPrecision::Fp32), None, gpu, Some("the GPU computes in fp16 or bf16")),
+            (Some(EncoderPrecision::Fp16), Some("cpu"), gpu, Some("the CPU computes in fp32")),
+            (Some(EncoderPrecision::Bf16), None, cpu, Some("the CPU computes in fp32")),
+            (Some(EncoderPrecision::Fp32), Some("cpu"), gpu, None),
+            (Some(EncoderPrecision::Fp16), Some("cuda:1"), cpu, None),
+            (None, Some("cuda:0"), cpu, None),
+            (None, None, cpu, None),
+            (Some(EncoderPrecision::Fp32), Some("auto"), gpu, None),
+        ] {
+            let checked = Encoder::check(&config(precision, device), of_worker).map_err(|e| e.to_string());
+            match (refused, &checked) {
+                (None, Ok(())) => {}
+                (Some(part), Err(text)) if text.contains(part) => {}
+                _ => panic!("{precision:?} on {device:?}: {checked:?}"),
+            }
         }
     }
 }
