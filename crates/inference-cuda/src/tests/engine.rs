@@ -205,6 +205,59 @@ fn child_without_graphs() {
 }
 
 #[test]
+fn damaged_kernels_on_disk_cost_a_compilation() {
+    with_driver("child_with_a_damaged_cache", &[]);
+}
+
+#[test]
+#[ignore = "a part of the test above"]
+fn child_with_a_damaged_cache() {
+    if driver().is_none() {
+        return;
+    }
+    let mut random = Random::fresh("engine with a damaged cache");
+    let encoder = Arc::new(models::tiny(Task::Embed, random.next()));
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = CudaOptions { kernel_cache_dir: Some(folder.path().to_owned()), ..options() };
+    let batch = models::batch(&encoder, &mut random, &[8, 31]);
+    let wanted = models::on_cpu(&encoder, &batch);
+    let found = models::run(&mut engine(&encoder, &options), &batch);
+    assert_same_direction(&found, &wanted, "on an empty cache");
+    let entries: Vec<_> = std::fs::read_dir(folder.path()).expect("the cache").flatten().collect();
+    let [entry] = entries.as_slice() else { panic!("{entries:?}") };
+    let whole = std::fs::read(entry.path()).expect("the entry");
+    for damaged in [&whole[..whole.len() / 2], b"\0".repeat(whole.len()).as_slice()] {
+        std::fs::write(entry.path(), damaged).expect("a damaged entry");
+        let found = models::run(&mut engine(&encoder, &options), &batch);
+        assert_same_direction(&found, &wanted, "after damage");
+        let kept = std::fs::read(entry.path()).expect("the entry");
+        assert!(kept == whole, "the entry was made again");
+    }
+}
+
+#[test]
+fn the_precision_asked_for_is_the_one_computed_in() {
+    with_driver("child_in_each_precision", &[]);
+}
+
+#[test]
+#[ignore = "a part of the test above"]
+fn child_in_each_precision() {
+    if driver().is_none() {
+        return;
+    }
+    let encoder = Arc::new(models::tiny(Task::Embed, 1));
+    for name in ["fp16", "bf16"] {
+        let precision = name.parse().expect("a precision of the GPU");
+        // Loaded only: the emulated kernels are those of fp16.
+        let engine = engine(&encoder, &CudaOptions { precision, ..options() });
+        assert_eq!(engine.info().precision, name);
+    }
+    let error = "fp32".parse::<Precision>().expect_err("the GPU has no fp32");
+    assert_eq!(error.to_string(), "precision is fp32; it must be \"fp16\" or \"bf16\"");
+}
+
+#[test]
 fn an_illegal_address_poisons_the_engine() {
     with_driver("child_is_poisoned", &[]);
 }
