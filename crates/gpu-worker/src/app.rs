@@ -15,7 +15,7 @@ use ringback_service_runtime::config::{
 };
 use ringback_service_runtime::config::{ConfirmMode, RECEIVER_VARIABLE, TIMEOUT_VARIABLE};
 use ringback_service_runtime::{Readiness, RingbackConfig, Shutdown};
-use ringback_worker_protocol::{Hub, HubConfig};
+use ringback_worker_protocol::Hub;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -33,6 +33,7 @@ use crate::executor::tasks::TaskPool;
 use crate::executor::{ExecEvent, JobKey};
 use crate::fatal::Fatal;
 use crate::heartbeat::{self, Heartbeats};
+use crate::listen;
 use crate::message::Streams;
 use crate::outcome::{Finished, OutcomeSettings, Outcomes};
 use crate::shared::{EndpointLink, Settings, Shared};
@@ -429,7 +430,7 @@ async fn start_loops(
             }
             Some(ExecutorConfig::Process(process)) => {
                 if hub.is_none() {
-                    hub = Some(listen(tasks).await?);
+                    hub = Some(listen::for_children(tasks).await?);
                 }
                 let (hub, base_url) = hub.as_ref().map(|(hub, url)| (hub.clone(), url.clone())).unzip();
                 let settings =
@@ -557,26 +558,6 @@ fn start_pool(settings: ProcessSettings, hub: Hub, events: mpsc::UnboundedSender
     Executor::Process(ProcessPool::start(settings, hub, events))
 }
 
-/// Serves the worker protocol on loopback for this worker's own children.
-async fn listen(tasks: &mut JoinSet<()>) -> Result<(Hub, String), WorkerError> {
-    use axum::serve::ListenerExt;
-    let what = "cannot listen on loopback for handlers";
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(io(what))?;
-    let address = listener.local_addr().map_err(io(what))?;
-    let hub = Hub::new(HubConfig::default());
-    let router = ringback_worker_protocol::router(hub.clone());
-    // Small answers must not wait for each other's acknowledgement.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    tasks.spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the listener for handlers has ended");
-        }
-    });
-    Ok((hub, format!("http://{address}")))
-}
-
 fn folder_of(process: &ProcessConfig) -> Result<PathBuf, WorkerError> {
     match &process.cwd {
         Some(folder) => std::path::absolute(folder).map_err(io(format!("cwd {}", folder.display()))),
@@ -664,7 +645,7 @@ fn remember_id(file: &Path, id: &str) -> Result<Vec<String>, WorkerError> {
     Ok(former)
 }
 
-fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> WorkerError {
+pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> WorkerError {
     let what = what.into();
     move |source| WorkerError::Io { what, source }
 }

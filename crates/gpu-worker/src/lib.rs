@@ -23,6 +23,7 @@ mod executor;
 mod fatal;
 pub mod guard;
 mod heartbeat;
+mod listen;
 mod message;
 mod nvml;
 mod outcome;

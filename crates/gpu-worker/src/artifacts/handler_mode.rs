@@ -12,11 +12,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use ringback_domain::artifact::{file_name, url_segment};
+use ringback_service_runtime::listener;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::files::{Outbox, Pieces, type_of};
+use crate::listen::limits_of_handshakes;
 
 /// Job ids that are remembered; the oldest go first.
 const REMEMBERED: usize = 10_000;
@@ -55,16 +57,14 @@ impl Handshakes {
     }
 
     /// Serves until it is dropped.
-    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener) {
+    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpListener) {
         let router = axum::Router::new()
             .route("/output/{file}", get(output))
             .route("/confirm-download/{job_id}", post(confirm))
             .route("/check-download/{job_id}", get(check))
             .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))
             .with_state(self);
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the listener of the confirm handshake has ended");
-        }
+        listener::serve(tcp, router, limits_of_handshakes(), std::future::pending()).await;
     }
 
     fn jobs(&self) -> MutexGuard<'_, VecDeque<Handshake>> {
