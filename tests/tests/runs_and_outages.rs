@@ -1,6 +1,7 @@
 //! Several runs of one job against each other, and long absences of broker and database.
 
 use ringback_test_support::books::{Accepted, assert_books_balance};
+use ringback_test_support::receiver::Mode;
 use ringback_test_support::stack::{Backend, Options, Role, Stack};
 use ringback_test_support::wait::until;
 use ringback_tests::{LATER, Load, SOON, assert_only, submit};
@@ -8,6 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 /// Four lease periods of the test configuration.
 const SEVERAL_LEASES: Duration = Duration::from_secs(6);
@@ -197,6 +199,51 @@ async fn postgres_is_restarted_under_load() {
     }
     load.wait_for_more(20).await;
     assert_all_completed(&stack, &load.stop().await).await;
+}
+
+/// The primary dies, and its synchronous standby takes over behind the same address. As a service may, the address
+/// leads to the standby before that is promoted: for a while it can be read and refuses every write.
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_fails_over_to_its_standby_under_load() {
+    let mut options = options(Backend::Postgres);
+    options.forwarded = true;
+    let Some(mut stack) = Stack::apart(options).await else { return };
+    let primary = stack.postgres.as_ref().expect("PostgreSQL");
+    let old_port = primary.port();
+    let standby = primary.synchronous_standby().await;
+    let new_port = standby.port();
+    // Each commit waits for two disks.
+    let load = Load::start(&stack, "failover", 5);
+    let long = submit(&stack, "sleep", "across", &json!({"seconds": 6})).await;
+    // A webhook that waits for its second try while the primary dies.
+    stack.receiver.answer("/again", Mode::FailFirst { times: 1, status: 500 });
+    let body = json!({"input": {"again": true}, "webhook": stack.receiver.url("/again")});
+    let id = stack.api.submit_surely("echo", "again", &body, LATER).await;
+    let again = Accepted { id, endpoint: "echo".to_owned(), webhook: true, webhookv2: false };
+    until("a first try", LATER, || async { stack.receiver.hits_of(&again.id).pop() }).await;
+    until("a long job to start", LATER, || async {
+        (stack.api.status("sleep", &long.id).await.field("status") != "IN_QUEUE").then_some(())
+    })
+    .await;
+    load.wait_for_more(10).await;
+
+    let mut primary = stack.postgres.replace(standby).expect("PostgreSQL");
+    primary.kill9();
+    // With its data: it never comes back as a second writer.
+    drop(primary);
+    stack.forwarder.as_ref().expect("a forwarder").turn_to(new_port);
+    tokio::time::sleep(SEVERAL_LEASES / 2).await;
+    stack.postgres.as_ref().expect("PostgreSQL").promote().await;
+
+    load.wait_for_more(10).await;
+    let mut accepted = load.stop().await;
+    accepted.extend([long, again.clone()]);
+    assert_all_completed(&stack, &accepted).await;
+    assert_eq!(stack.receiver.hits_of(&again.id).len(), 2, "one refused try and one accepted");
+    assert!(TcpStream::connect(("127.0.0.1", old_port)).await.is_err(), "the old primary is back");
+    for role in Role::APART {
+        assert!(stack.is_running(role.word()), "{} ended", role.word());
+    }
 }
 
 /// Two of each at once, and one of each dies: partitions, leases and batches of outcomes pass to the other.

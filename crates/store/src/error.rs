@@ -88,9 +88,11 @@ fn is_passing(e: &sea_orm::SqlxError) -> bool {
         S::Io(_) | S::PoolTimedOut | S::PoolClosed | S::WorkerCrashed | S::Tls(_) | S::Protocol(_) => true,
         S::Database(db) => db.code().is_some_and(|code| {
             // PostgreSQL: connection (08), rollback (40), resources (53), operator intervention (57), system (58);
-            // 55P03 lock not available. SQLite: primary codes BUSY 5, LOCKED 6, IOERR 10, FULL 13.
+            // 55P03 lock not available; 25006 read only: a standby that is not promoted yet. SQLite: primary codes
+            // BUSY 5, LOCKED 6, IOERR 10, FULL 13.
             let pg = code.len() == 5
-                && (["08", "40", "53", "57", "58"].iter().any(|c| code.starts_with(c)) || code == "55P03");
+                && (["08", "40", "53", "57", "58"].iter().any(|c| code.starts_with(c))
+                    || matches!(code.as_ref(), "55P03" | "25006"));
             let sqlite =
                 code.parse::<i32>().is_ok_and(|c| code.len() < 5 && matches!(c & 0xff, 5 | 6 | 10 | 13));
             pg || sqlite

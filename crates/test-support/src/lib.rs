@@ -11,6 +11,7 @@
 pub mod books;
 pub mod client;
 pub mod files;
+pub mod forwarder;
 pub mod hostile;
 pub mod nats;
 pub mod postgres;

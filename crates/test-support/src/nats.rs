@@ -4,9 +4,10 @@ use crate::files::free_port;
 use crate::process::{Process, Spec};
 use crate::tools;
 use crate::wait::until;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 /// The server; stays on its port over restarts. Killed when dropped.
@@ -34,6 +35,41 @@ impl NatsServer {
         };
         server.start_again().await;
         Some(server)
+    }
+
+    /// Another handle of the same server, for talking to it: it neither starts nor ends it.
+    #[must_use]
+    pub fn guest(&self) -> Self {
+        Self {
+            program: self.program.clone(),
+            folder: self.folder.clone(),
+            port: self.port,
+            password: self.password.clone(),
+            process: None,
+        }
+    }
+
+    /// Asks a subject and gives the JSON of the answer, as a tool of the server's operator would.
+    pub async fn ask(&self, subject: &str, body: &Value) -> Value {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.expect("connect to NATS");
+        let mut stream = BufReader::new(stream);
+        let login = json!({"user": Self::USER, "pass": self.password, "verbose": false, "pedantic": false});
+        let inbox = format!("_INBOX.{}", uuid::Uuid::now_v7().simple());
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let words =
+            format!("CONNECT {login}\r\nSUB {inbox} 1\r\nPUB {subject} {inbox} {}\r\n{body}\r\n", body.len());
+        stream.get_mut().write_all(words.as_bytes()).await.expect("write to NATS");
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).await.expect("read from NATS");
+            assert!(!line.is_empty() && !line.starts_with("-ERR"), "{subject}: {line:?}");
+            if let Some(head) = line.strip_prefix("MSG ") {
+                let bytes = head.trim_end().rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a size");
+                let mut answer = vec![0; bytes];
+                stream.read_exact(&mut answer).await.expect("read from NATS");
+                return serde_json::from_slice(&answer).expect("JSON");
+            }
+        }
     }
 
     /// Port on loopback.

@@ -3,6 +3,8 @@
 //! PostgreSQL's programs refuse to run as root, so a root test runs them as another user. The cluster is made once
 //! per machine with `initdb` and copied for each test, which is much faster. `fsync` stays on: the tests kill.
 
+mod standby;
+
 use crate::files::{Folder, free_port};
 use crate::process::{Process, Spec};
 use crate::tools;
@@ -71,7 +73,19 @@ impl Postgres {
     }
 
     fn url(&self, database: &str) -> String {
-        format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
+        self.url_at(self.port, database)
+    }
+
+    /// The URL of a database through another port, behind which this cluster stands.
+    #[must_use]
+    pub fn url_at(&self, port: u16, database: &str) -> String {
+        format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{port}/{database}")
+    }
+
+    /// Port on loopback.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Starts it on the same port with the data as they are, and waits until it takes connections.
@@ -86,6 +100,8 @@ impl Postgres {
             format!("unix_socket_directories={}", self.folder.path().display()),
             "max_connections=200".to_owned(),
             "shared_buffers=32MB".to_owned(),
+            // In its folder, which goes with it; elsewhere a killed server would leave it behind.
+            "dynamic_shared_memory_type=mmap".to_owned(),
         ] {
             words.extend(["-c".to_owned(), setting]);
         }

@@ -6,6 +6,7 @@ pub use config::Options;
 
 use crate::client::Client;
 use crate::files::{Folder, free_port};
+use crate::forwarder::Forwarder;
 use crate::nats::NatsServer;
 use crate::postgres::Postgres;
 use crate::process::{Process, Spec};
@@ -83,6 +84,10 @@ fn reader_key(key: &str) -> String {
     format!("{key}_reader")
 }
 
+fn sqlite_in(folder: &Folder) -> String {
+    format!("sqlite:{}", folder.path().join("ringback.db").display())
+}
+
 #[derive(Debug)]
 struct Instance {
     role: Role,
@@ -99,6 +104,8 @@ pub struct Stack {
     pub nats: NatsServer,
     /// The PostgreSQL cluster, where the test runs on one.
     pub postgres: Option<Postgres>,
+    /// What Ringback's processes take for the cluster, where [`Options::forwarded`] is set.
+    pub forwarder: Option<Forwarder>,
     /// Where webhooks arrive.
     pub receiver: Receiver,
     /// A client with an admin key of the project `default`.
@@ -145,25 +152,52 @@ impl Stack {
     pub async fn prepare(options: Options) -> Option<Self> {
         let folder = Folder::new("stack");
         let nats = NatsServer::start(folder.path()).await?;
+        let mut forwarder = None;
         let (postgres, database_url) = match options.backend {
-            Backend::Sqlite => (None, format!("sqlite:{}", folder.path().join("ringback.db").display())),
+            Backend::Sqlite => (None, sqlite_in(&folder)),
             Backend::Postgres => {
                 let server = Postgres::start().await?;
-                let url = server.database("ringback").await;
+                let mut url = server.database("ringback").await;
+                if options.forwarded {
+                    let way = forwarder.insert(Forwarder::start(server.port()).await);
+                    url = server.url_at(way.port(), "ringback");
+                }
                 (Some(server), url)
             }
         };
-        let secret = new_secret();
+        Some(Self::put_together(options, folder, nats, postgres, forwarder, database_url).await)
+    }
+
+    /// [`Self::prepare`] with a database of its own on the servers of another stack, which must outlive this one.
+    pub async fn prepare_beside(&self, options: Options) -> Self {
+        let folder = Folder::new("stack");
+        let database_url = match &self.postgres {
+            Some(server) => server.database(&format!("ringback_{}", uuid::Uuid::now_v7().simple())).await,
+            None => sqlite_in(&folder),
+        };
+        Self::put_together(options, folder, self.nats.guest(), None, None, database_url).await
+    }
+
+    async fn put_together(
+        options: Options,
+        folder: Folder,
+        nats: NatsServer,
+        postgres: Option<Postgres>,
+        forwarder: Option<Forwarder>,
+        database_url: String,
+    ) -> Self {
+        let secret = options.secret.clone().unwrap_or_else(new_secret);
         let receiver = Receiver::start(&secret).await;
         let listen = free_port();
         let key = format!("rb_admin_{}", uuid::Uuid::now_v7().simple());
         let other = format!("rb_other_{}", uuid::Uuid::now_v7().simple());
         let api = Client::new(&format!("http://127.0.0.1:{listen}"), &key);
         let other = api.with_key(&other);
-        Some(Self {
+        Self {
             instances: BTreeMap::new(),
             nats,
             postgres,
+            forwarder,
             receiver,
             api,
             other,
@@ -173,7 +207,7 @@ impl Stack {
             variables: Vec::new(),
             folder,
             started_at: Instant::now(),
-        })
+        }
     }
 
     /// Starts a role under its own name and waits until it is ready.

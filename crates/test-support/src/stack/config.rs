@@ -9,6 +9,10 @@ use std::fmt::Write as _;
 pub struct Options {
     /// The database.
     pub backend: Backend,
+    /// Whether PostgreSQL stands behind a forwarder.
+    pub forwarded: bool,
+    /// The secret of the webhooks; a new one where none is given.
+    pub secret: Option<String>,
     sections: BTreeMap<String, BTreeMap<String, String>>,
     tables: String,
 }
@@ -17,7 +21,13 @@ impl Options {
     /// Short times, loopback receivers, the endpoints `echo` and `sleep`.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        let mut options = Self { backend, sections: BTreeMap::new(), tables: String::new() };
+        let mut options = Self {
+            backend,
+            forwarded: false,
+            secret: None,
+            sections: BTreeMap::new(),
+            tables: String::new(),
+        };
         for (section, key, value) in [
             ("webhooks", "allow_loopback", "true"),
             ("webhooks", "allow_http", "true"),
