@@ -193,9 +193,12 @@ const MORE: [&str; 4] =
 /// A folder of some kilobytes must not take more memory than this.
 const MOST_BYTES: u64 = 256 << 20;
 
+/// A folder, and what stands in it.
+type Laid = (tempfile::TempDir, BTreeMap<&'static str, Vec<u8>>);
+
 thread_local! {
-    /// A folder of this thread, and what stands in it.
-    static FOLDER: RefCell<Option<(tempfile::TempDir, BTreeMap<&'static str, Vec<u8>>)>> = const { RefCell::new(None) };
+    /// The folder of this thread.
+    static FOLDER: RefCell<Option<Laid>> = const { RefCell::new(None) };
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
