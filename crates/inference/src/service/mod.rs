@@ -157,7 +157,11 @@ impl Shared {
             std::mem::take(&mut *texts)
         };
         self.texts_changed.notify_all();
-        let why = Self::closed(&self.queue().health).unwrap_or(EncodeError::ShuttingDown);
+        let why = {
+            let mut queue = self.queue();
+            queue.batcher.release(texts.iter().map(|(_, range)| range.len()).sum());
+            Self::closed(&queue.health).unwrap_or(EncodeError::ShuttingDown)
+        };
         let waiting = entries.into_iter().map(|entry| entry.payload.request);
         for request in waiting.chain(texts.into_iter().map(|(request, _)| request)) {
             request.fail(why.clone());
@@ -281,6 +285,15 @@ impl EncoderHandle {
         }
         {
             let mut texts = shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+            // `close` changes the health before it empties the list: what it did not see there is ours to give back.
+            let mut queue = shared.queue();
+            if let Some(error) = Shared::closed(&queue.health) {
+                queue.batcher.release(count);
+                drop((queue, texts));
+                request.fail(error);
+                return future;
+            }
+            drop(queue);
             let pieces = (0..count)
                 .step_by(tokenizers::PIECE)
                 .map(|start| (Arc::clone(&request), start..count.min(start + tokenizers::PIECE)));
@@ -290,10 +303,6 @@ impl EncoderHandle {
             shared.texts_changed.notify_all();
         } else {
             shared.texts_changed.notify_one();
-        }
-        // A service that ended between admission and here has emptied the list of texts already.
-        if let Some(error) = Shared::closed(&shared.queue().health) {
-            request.fail(error);
         }
         future
     }
