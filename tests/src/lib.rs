@@ -28,6 +28,29 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// Longest time for what waits for a webhook's second retry (10 s + 10 s) or for a slow start.
 pub const LATER: Duration = Duration::from_secs(240);
 
+/// Runs tests that take a backend on both databases, as `sqlite::NAME` and `postgres::NAME`.
+#[macro_export]
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::$name(super::Backend::Sqlite).await;
+                }
+            )*
+        }
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::$name(super::Backend::Postgres).await;
+                }
+            )*
+        }
+    };
+}
+
 /// A handler of tests/handlers.
 #[must_use]
 pub fn handler(name: &str) -> String {

@@ -89,25 +89,4 @@ async fn two_with_the_same_endpoints_do_not_meet(backend: Backend) {
     assert_eq!(streams(&first, SECOND).await, of_second, "streams of the second one were made anew");
 }
 
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod sqlite {
-            $(
-                #[tokio::test(flavor = "multi_thread")]
-                async fn $name() {
-                    super::$name(super::Backend::Sqlite).await;
-                }
-            )*
-        }
-        mod postgres {
-            $(
-                #[tokio::test(flavor = "multi_thread")]
-                async fn $name() {
-                    super::$name(super::Backend::Postgres).await;
-                }
-            )*
-        }
-    };
-}
-
-on_both!(two_with_the_same_endpoints_do_not_meet);
+ringback_tests::on_both!(two_with_the_same_endpoints_do_not_meet);

@@ -262,28 +262,7 @@ async fn two_of_each_and_one_dies_under_load(backend: Backend) {
     assert_all_completed(&stack, &load.stop().await).await;
 }
 
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod sqlite {
-            $(
-                #[tokio::test(flavor = "multi_thread")]
-                async fn $name() {
-                    super::$name(super::Backend::Sqlite).await;
-                }
-            )*
-        }
-        mod postgres {
-            $(
-                #[tokio::test(flavor = "multi_thread")]
-                async fn $name() {
-                    super::$name(super::Backend::Postgres).await;
-                }
-            )*
-        }
-    };
-}
-
-on_both!(
+ringback_tests::on_both!(
     retry_while_the_old_attempt_still_works,
     cancel_and_retry_while_the_old_attempt_still_works,
     a_spooled_outcome_arrives_after_a_retry,

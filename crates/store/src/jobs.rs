@@ -249,6 +249,23 @@ struct StateColumns {
     end_reason: Option<i64>,
 }
 
+impl StateColumns {
+    /// In the order of the columns.
+    fn values(self) -> [Value; 9] {
+        [
+            Value::from(self.attempt),
+            Value::from(self.nonce),
+            Value::from(self.worker_id),
+            Value::from(self.started_at_ms),
+            sql::int(self.delay_ms),
+            sql::int(self.execution_ms),
+            Value::from(self.lease_until_ms),
+            Value::from(self.ended_at_ms),
+            Value::from(self.end_reason),
+        ]
+    }
+}
+
 fn state_columns(state: &JobState) -> StateColumns {
     let mut c = StateColumns {
         attempt: None,
@@ -323,15 +340,9 @@ pub(crate) fn insert_values(r: &JobRow, grace_ms: u64, v: &mut Vec<Value>) {
         sql::opt_int(r.job.ttl_ms),
         Value::from(r.job.ttl_at.map(|t| t.0)),
         sql::int(r.job.execution_timeout_ms),
-        Value::from(s.attempt),
-        Value::from(s.nonce),
-        Value::from(s.worker_id),
-        Value::from(s.started_at_ms),
-        sql::int(s.delay_ms),
-        sql::int(s.execution_ms),
-        Value::from(s.lease_until_ms),
-        Value::from(s.ended_at_ms),
-        Value::from(s.end_reason),
+    ]);
+    v.extend(s.values());
+    v.extend([
         sql::int(r.retain_completed_ms),
         sql::int(r.retain_failed_ms),
         sql::int(r.job.owed),
@@ -382,15 +393,9 @@ pub async fn update_jobs(tx: &WriteTx, rows: &[JobRow], grace_ms: u64) -> Result
                 sql::int(r.job.failures),
                 Value::from(r.job.queued_at.0),
                 Value::from(r.job.ttl_at.map(|t| t.0)),
-                Value::from(s.attempt),
-                Value::from(s.nonce),
-                Value::from(s.worker_id),
-                Value::from(s.started_at_ms),
-                sql::int(s.delay_ms),
-                sql::int(s.execution_ms),
-                Value::from(s.lease_until_ms),
-                Value::from(s.ended_at_ms),
-                Value::from(s.end_reason),
+            ]);
+            v.extend(s.values());
+            v.extend([
                 Value::from(r.next_check_at(grace_ms).map(|t| t.0)),
                 sql::int(r.job.owed),
                 Value::from(r.history.clone()),
