@@ -83,6 +83,9 @@ async fn a_webhook_from_its_making_to_its_replay() {
             .then_some(())
     })
     .await;
+    let shown = said(&stack, &["deliveries", "get", &delivery], 0).await;
+    let delivered = shown.lines().find(|line| line.contains(" 200 ")).unwrap_or_else(|| panic!("{shown}"));
+    assert!(delivered.contains("first byte"), "where the time of a success went: {shown}");
     said(&stack, &["deliveries", "redeliver", &delivery], 0).await;
     until("one more copy", SOON, || async {
         let copies = receiver.hits().iter().filter(|h| h.webhook_id == delivery && h.answered == 200).count();

@@ -7,7 +7,7 @@
 use http::Method;
 use ringback_test_support::books::assert_identity;
 use ringback_test_support::client::Client;
-use ringback_test_support::receiver::Hit;
+use ringback_test_support::receiver::{Hit, Mode};
 use ringback_test_support::stack::{Backend, Options, Role, Stack};
 use ringback_test_support::tools;
 use ringback_test_support::wait::until;
@@ -240,12 +240,77 @@ async fn replays(backend: Backend) {
     assert_identity(&stack, SOON).await;
 }
 
+/// Retries of progress that nobody took come this much later.
+const LATER_S: u64 = 20;
+
+/// Progress that waits for its retry when its job ends, and a tracker that dies by `kill -9` between the commit of that end
+/// and its announcement: nobody hears that the progress is overtaken, and still it is not sent again.
+async fn overtaken(backend: Backend) {
+    let Some(python) = tools::python("venv-runpod112") else { return };
+    let mut options = options(backend);
+    // The tracker dies at its first word; heartbeats shall not be what it speaks of.
+    options.set("worker", "heartbeat_ms", "15000").set("worker", "lease_ms", "60000");
+    options.process("plain", &[&python.display().to_string(), &handler("plain.py")], "");
+    let Some(mut stack) = Stack::apart(options).await else { return };
+    let api = stack.api.clone();
+    for (row, (fault, also_dispatcher)) in
+        [("tracker.announce.before@1", false), ("tracker.commit.after@1", true)].into_iter().enumerate()
+    {
+        println!("--- progress: {fault}, dispatcher killed too: {also_dispatcher}");
+        let (told, ended) = (format!("/progress/{row}"), format!("/ended/{row}"));
+        stack.receiver.answer(&told, Mode::RetryAfter(503, LATER_S));
+        let progress = register(&stack, &api, &told, "job.progress").await;
+        let end = register(&stack, &api, &ended, "job.completed").await;
+        let input = json!({"mode": "progress", "steps": 1, "pause": 6.0});
+        let job = api.run("plain", &json!({"input": input})).await;
+        until("the progress to be refused", LATER, || async {
+            let all = api.get(&format!("/v1/deliveries?webhook={progress}")).await.expect(200);
+            (all["deliveries"][0]["attempts"] == 1).then_some(())
+        })
+        .await;
+        stack.terminate("tracker");
+        let overtaken = "SELECT COUNT(*) FROM events e JOIN deliveries d ON d.owner_id = e.id \
+                         WHERE e.overtaken = 1 AND d.state = 0";
+        // Whatever else it is told of kills it too.
+        let mut lives = 0;
+        while stack.sql().await.count(overtaken).await == 0 {
+            lives += 1;
+            assert!(lives <= 20, "the end is not committed");
+            stack.spawn_over(Role::Tracker, "tracker", Some(fault));
+            stack.wait_dead("tracker", LATER).await;
+        }
+        if also_dispatcher {
+            stack.kill9("dispatcher");
+            stack.start_again("dispatcher").await;
+        }
+        stack.start_again("tracker").await;
+        api.wait_end("plain", &job, LATER).await;
+        until("the progress to be superseded", LATER, || async {
+            let all = api.get(&format!("/v1/deliveries?webhook={progress}")).await.expect(200);
+            let state = all["deliveries"][0]["state"].clone();
+            assert!(state == "pending" || state == "superseded", "{all}");
+            (state == "superseded").then_some(())
+        })
+        .await;
+        until("the end to be told", LATER, || async { (at(&stack, &ended).len() == 1).then_some(()) }).await;
+        assert_eq!(at(&stack, &told).len(), 1, "what is overtaken is not sent again");
+        for hook in [progress, end] {
+            api.call(Method::DELETE, &format!("/v1/webhooks/{hook}"), None).await.expect(204);
+        }
+    }
+    assert_identity(&stack, LATER).await;
+}
+
 macro_rules! rows {
     ($backend:ident, $value:expr) => {
         mod $backend {
             #[tokio::test(flavor = "multi_thread")]
             async fn registered() {
                 super::registered($value).await;
+            }
+            #[tokio::test(flavor = "multi_thread")]
+            async fn overtaken() {
+                super::overtaken($value).await;
             }
             #[tokio::test(flavor = "multi_thread")]
             async fn replays() {

@@ -238,6 +238,17 @@ async fn a_refused_result_comes_again(stack: &Stack) {
     stack.api.wait_settled(&id, SOON).await;
     let delivery = stack.api.deliveries(&id).await.remove(0);
     assert_eq!((&delivery["state"], &delivery["attempts"]), (&json!("delivered"), &json!(2)), "{delivery}");
+    let path = format!("/v1/deliveries/{}/attempts", hits[0].webhook_id);
+    let tries = stack.api.get(&path).await.expect(200);
+    for (n, outcome) in ["failed", "delivered"].into_iter().enumerate() {
+        let one = &tries["attempts"][n];
+        assert_eq!(one["outcome"], outcome, "{tries}");
+        let took_ms = one["duration_ms"].as_u64().expect("a duration");
+        assert!(one["first_byte_ms"].as_u64().is_some_and(|ms| ms <= took_ms), "{tries}");
+        assert!(one["address"].is_string() && one["response"].is_string(), "{tries}");
+        // A literal address needs no name; whether a kept connection was there is a matter of moments.
+        assert!(one["dns_ms"].is_null() && one.get("connect_ms").is_some(), "{tries}");
+    }
 }
 
 /// A receiver that never takes the earlier states still gets the result at once; the rest is recorded as superseded.

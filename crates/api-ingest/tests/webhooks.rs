@@ -116,6 +116,9 @@ async fn bad_requests_name_the_field_and_quote_no_secret() {
     for (name, value, pointer) in [
         ("url", json!("https://10.0.0.1/"), "/url"),
         ("events", json!(["job.nope"]), "/events/0"),
+        ("events", json!([]), "/events"),
+        ("endpoints", json!(["echo", ""]), "/endpoints/1"),
+        ("metadata", json!({"tenant": [1]}), "/metadata/tenant"),
         ("secret", json!(["canary-1"]), "/secret"),
         ("secret", json!(""), "/secret"),
         ("secret", json!("canary-1".repeat(100)), "/secret"),
@@ -127,6 +130,11 @@ async fn bad_requests_name_the_field_and_quote_no_secret() {
         let reply = server.api.post("/v1/webhooks", &body).await;
         assert_eq!(reply.status, 400, "{}", reply.text);
         assert_eq!(reply.json["errors"][0]["pointer"], pointer, "{}", reply.text);
+        let detail = reply.json["detail"].as_str().expect("a detail");
+        let place = format!("`{}` ", pointer.trim_start_matches('/').replace('/', "."));
+        let rest = detail.strip_prefix(&place).expect("a detail that begins with its field");
+        assert_eq!(Some(rest), reply.json["errors"][0]["detail"].as_str(), "{}", reply.text);
+        assert!(!rest.starts_with(name), "the field is named once: {}", reply.text);
         assert!(!reply.text.contains("canary-1"), "{}", reply.text);
     }
     for body in ["", "[]", "{\"url\":", "null", "{\"url\": null, \"url\": 5}"] {

@@ -12,7 +12,12 @@ use url::Url;
 
 use crate::error::EgressError;
 use crate::resolver::{GuardedResolver, Lookup, SystemLookup};
-use crate::timings::{Clock, Timings};
+use crate::timings::{Clock, Permit, Timings};
+
+/// A timer that fires so much too late tells that the process was stopped or starved.
+const LATE: Duration = Duration::from_millis(50);
+/// How long it then looks for what came in meanwhile.
+const LATE_LOOK: Duration = Duration::from_millis(500);
 
 /// Limits of one role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,20 +177,36 @@ impl Client {
     /// more at once: it was mostly a kept connection that the receiver had just given up, and the receiver can drop the
     /// second copy by its `webhook-id`.
     pub async fn post(&self, post: Post) -> Posted {
-        let clock = Clock::start();
+        self.post_clocked(post, Clock::start(None)).await
+    }
+
+    /// The same as long as `permit` holds: once it does not, nothing more is sent, and a request of which nothing was
+    /// sent ends as [`EgressError::Withdrawn`]. What is on its way is not broken off.
+    pub async fn post_while(&self, post: Post, permit: Permit) -> Posted {
+        self.post_clocked(post, Clock::start(Some(permit))).await
+    }
+
+    async fn post_clocked(&self, post: Post, clock: Clock) -> Posted {
         let result = clock.measure(self.post_within(post, &clock)).await;
         Posted { result, timings: clock.read() }
     }
 
     async fn post_within(&self, post: Post, clock: &Clock) -> Result<Answer, EgressError> {
+        if !clock.may_begin() {
+            return Err(EgressError::Withdrawn);
+        }
         let time = post.deadline.unwrap_or(self.limits.deadline);
         let deadline = Instant::now() + time;
         let first = self
             .send(post.url.0.clone(), post.headers.clone(), post.body.clone(), time, deadline, clock)
             .await;
         match first {
-            Err(EgressError::Closed(_)) => {
-                self.send(post.url.0, post.headers, post.body, time, deadline, clock).await
+            // Which may have been sent: without a permit it stays with what is known.
+            Err(closed @ EgressError::Closed(_)) if clock.may_begin() => {
+                match self.send(post.url.0, post.headers, post.body, time, deadline, clock).await {
+                    Err(EgressError::Withdrawn) => Err(closed),
+                    other => other,
+                }
             }
             other => other,
         }
@@ -200,9 +221,13 @@ impl Client {
         deadline: Instant,
         clock: &Clock,
     ) -> Result<Answer, EgressError> {
-        let request = self.http.post(url).headers(headers).body(body).send();
-        let mut response = timeout_at(deadline, request)
-            .await
+        let mut request = std::pin::pin!(self.http.post(url).headers(headers).body(body).send());
+        let mut sent = timeout_at(deadline, &mut request).await;
+        if sent.is_err() && deadline.elapsed() > LATE {
+            // Whoever stood still finds its time over before it looks at its sockets: the answer may be there.
+            sent = timeout_at(Instant::now() + LATE_LOOK, &mut request).await;
+        }
+        let mut response = sent
             .map_err(|_| EgressError::Timeout(time))?
             .map_err(|error| EgressError::from_reqwest(error, time))?;
         clock.first_byte();

@@ -15,6 +15,8 @@ pub(crate) enum DialFault {
     Dns(String),
     #[error("resolves to {ip}, which is not allowed: {range}")]
     Blocked { ip: IpAddr, range: DeniedRange },
+    #[error("it may no longer begin")]
+    Withdrawn,
 }
 
 /// A request that had no answer.
@@ -50,6 +52,9 @@ pub enum EgressError {
     /// More redirects than are followed, or one that leads nowhere.
     #[error("{0}")]
     Redirect(&'static str),
+    /// Its permit ended before anything was sent: nobody was told, and nothing was learnt.
+    #[error("it may no longer begin")]
+    Withdrawn,
 }
 
 impl EgressError {
@@ -61,7 +66,7 @@ impl EgressError {
             Self::Url(_) => TransportFault::Url,
             Self::Dns(_) => TransportFault::Dns,
             Self::Tls(_) => TransportFault::Tls,
-            Self::Connect(_) => TransportFault::Connect,
+            Self::Connect(_) | Self::Withdrawn => TransportFault::Connect,
             Self::Timeout(_) => TransportFault::Timeout,
             Self::Closed(_) => TransportFault::Closed,
             Self::Protocol(_) | Self::TooLarge(_) | Self::Redirect(_) => TransportFault::Protocol,
@@ -73,6 +78,7 @@ impl EgressError {
             return match fault {
                 DialFault::Dns(text) => Self::Dns(text.clone()),
                 DialFault::Blocked { .. } => Self::Blocked(fault.to_string()),
+                DialFault::Withdrawn => Self::Withdrawn,
             };
         }
         if let Some(tls) = find::<rustls::Error>(&error) {

@@ -25,4 +25,4 @@ pub use download::{Download, MAX_REDIRECTS};
 pub use error::EgressError;
 pub use get::Whole;
 pub use resolver::{Lookup, SystemLookup};
-pub use timings::Timings;
+pub use timings::{Permit, Timings};

@@ -1,4 +1,5 @@
-//! Where the time of a request went, measured inside the connector and the resolver.
+//! Where the time of a request went, and whether it may still begin: measured and asked inside the connector and the
+//! resolver.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,7 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use tower::BoxError;
 use tower::util::MapFutureLayer;
+
+use crate::error::DialFault;
 
 tokio::task_local! {
     static CLOCK: Clock;
@@ -26,8 +30,31 @@ pub struct Timings {
     pub first_byte: Option<Duration>,
 }
 
+/// Says whether a request may still begin. It is asked before each sending and once more when a new connection stands,
+/// for names and handshakes take their time, and a process may have slept meanwhile.
+#[derive(Clone)]
+pub struct Permit(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Permit {
+    /// Asks `holds` each time.
+    pub fn new(holds: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(holds))
+    }
+
+    pub(crate) fn holds(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Permit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Permit")
+    }
+}
+
 #[derive(Debug)]
 struct Marks {
+    permit: Option<Permit>,
     began: Instant,
     dns_us: AtomicU64,
     connect_us: AtomicU64,
@@ -39,8 +66,9 @@ struct Marks {
 pub(crate) struct Clock(Arc<Marks>);
 
 impl Clock {
-    pub(crate) fn start() -> Self {
+    pub(crate) fn start(permit: Option<Permit>) -> Self {
         Self(Arc::new(Marks {
+            permit,
             began: Instant::now(),
             dns_us: AtomicU64::new(NONE),
             connect_us: AtomicU64::new(NONE),
@@ -56,6 +84,11 @@ impl Clock {
     /// The clock of the request that this task works for, if it works for one.
     pub(crate) fn current() -> Option<Self> {
         CLOCK.try_with(Self::clone).ok()
+    }
+
+    /// Whether the request may still begin.
+    pub(crate) fn may_begin(&self) -> bool {
+        self.0.permit.as_ref().is_none_or(Permit::holds)
     }
 
     pub(crate) fn resolved(&self, since: Instant) {
@@ -89,17 +122,20 @@ fn get(mark: &AtomicU64) -> Option<Duration> {
     (us != NONE).then(|| Duration::from_micros(us))
 }
 
-/// Measures each new connection, also one that fails.
-pub(crate) fn layer<Fut>() -> MapFutureLayer<impl FnMut(Fut) -> BoxFuture<'static, Fut::Output> + Clone>
+/// Measures each new connection, also one that fails, and gives up one whose request may no longer begin.
+pub(crate) fn layer<Fut, C>()
+-> MapFutureLayer<impl FnMut(Fut) -> BoxFuture<'static, Result<C, BoxError>> + Clone>
 where
-    Fut: Future + Send + 'static,
+    Fut: Future<Output = Result<C, BoxError>> + Send + 'static,
 {
-    MapFutureLayer::new(|connecting: Fut| -> BoxFuture<'static, Fut::Output> {
+    MapFutureLayer::new(|connecting: Fut| -> BoxFuture<'static, Result<C, BoxError>> {
         let (clock, since) = (Clock::current(), Instant::now());
         Box::pin(async move {
             let connection = connecting.await;
-            if let Some(clock) = clock {
-                clock.connected(since);
+            let Some(clock) = clock else { return connection };
+            clock.connected(since);
+            if connection.is_ok() && !clock.may_begin() {
+                return Err(DialFault::Withdrawn.into());
             }
             connection
         })

@@ -13,7 +13,7 @@ use http::HeaderMap;
 use ringback_domain::webhook::address::AddressPolicy;
 use ringback_domain::webhook::response::TransportFault;
 use ringback_domain::webhook::url::UrlPolicy;
-use ringback_egress::{Answer, Client, EgressError, Limits, Lookup, Post};
+use ringback_egress::{Answer, Client, EgressError, Limits, Lookup, Permit, Post};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -237,6 +237,72 @@ async fn times_are_measured_where_something_happened() {
     let second = times().await;
     assert_eq!((second.dns, second.connect), (None, None), "a kept connection");
     assert!(second.first_byte.is_some());
+}
+
+/// The answer came in time, and whoever waits for it did not get to run before the deadline was over.
+#[tokio::test]
+async fn an_answer_that_came_during_a_stall_counts() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (arrived, arrival) = tokio::sync::oneshot::channel();
+    // A thread of its own: it goes on while the runtime stands still.
+    std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"\r\n\r\n{}") {
+            let mut buffer = [0; 4096];
+            let n = stream.read(&mut buffer).unwrap();
+            seen.extend_from_slice(&buffer[..n]);
+        }
+        arrived.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+    });
+    let client = client();
+    let url = format!("http://{address}/");
+    let stall = async {
+        arrival.await.unwrap();
+        std::thread::sleep(limits().deadline + Duration::from_millis(200));
+    };
+    let (answer, ()) = tokio::join!(post(&client, &url), stall);
+    assert_eq!(answer.unwrap().status, 200);
+}
+
+/// A permit that ends between the decision to send and the sending: while the connection is made, or before the second
+/// sending to a receiver that closes without an answer.
+#[tokio::test]
+async fn nothing_is_sent_once_the_permit_has_ended() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&requests);
+    let (address, _) = server(move |mut stream, _| {
+        let seen = Arc::clone(&seen);
+        async move {
+            if read_request(&mut stream).await {
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    })
+    .await;
+    // How often the permit is asked until it says no; what comes of it; requests that the receiver reads.
+    for (answers, withdrawn, sent) in
+        [(0, true, 0), (1, true, 0), (2, false, 1), (3, false, 1), (4, false, 2)]
+    {
+        let client = client();
+        let before = requests.load(Ordering::SeqCst);
+        let left = AtomicUsize::new(answers);
+        let permit = Permit::new(move || {
+            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+        });
+        let url = client.check(&format!("http://{address}/")).unwrap();
+        let (headers, body) = (HeaderMap::new(), Bytes::from_static(b"{}"));
+        let posted = client.post_while(Post { url, headers, body, deadline: None }, permit).await;
+        let error = posted.result.unwrap_err();
+        assert_eq!(matches!(error, EgressError::Withdrawn), withdrawn, "{answers}: {error}");
+        assert_eq!(matches!(error, EgressError::Closed(_)), !withdrawn, "{answers}: {error}");
+        assert_eq!(requests.load(Ordering::SeqCst) - before, sent, "{answers}");
+    }
 }
 
 #[tokio::test]

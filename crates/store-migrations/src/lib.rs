@@ -25,6 +25,10 @@ impl MigratorTrait for Migrator {
             Box::new(Step { name: "m0004_artifacts", up: include_str!("../sql/m0004_artifacts.sql") }),
             Box::new(Step { name: "m0005_usage", up: include_str!("../sql/m0005_usage.sql") }),
             Box::new(Step { name: "m0006_webhooks", up: include_str!("../sql/m0006_webhooks.sql") }),
+            Box::new(Step {
+                name: "m0007_delivery_timings",
+                up: include_str!("../sql/m0007_delivery_timings.sql"),
+            }),
         ]
     }
 }

@@ -6,6 +6,7 @@
 mod count;
 mod load;
 mod record;
+mod timings;
 mod view;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use sea_orm::Value;
 pub use count::{DeliveryCounts, delivery_counts, delivery_counts_between, delivery_counts_of};
 pub use load::{DueAfter, DuePage, Stored, due_page, due_page_but, stored_of, target_page};
 pub use record::{Claim, FailedAttempt, Outcome, Recorded, record_outcomes};
+pub use timings::Timings;
 pub use view::{AttemptView, DeliveryView, attempts_of, deliveries_of, pending_age_ms};
 
 use crate::{

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     StoreError,
-    deliveries::DeliveryState,
+    deliveries::{DeliveryState, Timings},
     sql::{self, get_u32},
 };
 
@@ -155,6 +155,8 @@ pub struct Found {
     pub last_error: Option<String>,
     /// How long the try that succeeded took.
     pub duration_ms: Option<i64>,
+    /// Where the time of that try went.
+    pub timings: Timings,
     /// Who answered it.
     pub address: Option<String>,
     /// The beginning of that answer's body.
@@ -176,6 +178,7 @@ impl Found {
 const COLUMNS: &str = "COALESCE(d.position, 0), d.owner_id, d.seq, d.target, d.event, d.terminal, d.url, d.state, \
                        d.attempts, d.replays, d.created_at_ms, d.next_attempt_at_ms, d.ended_at_ms, d.last_status, \
                        d.last_error, d.duration_ms, d.address, d.response, \
+                       d.timings, \
                        (SELECT j.sync_id FROM jobs j WHERE j.id = d.owner_id), \
                        (SELECT 1 FROM batches b WHERE b.id = d.owner_id)";
 
@@ -197,8 +200,9 @@ fn read(row: &QueryResult) -> Result<Found, StoreError> {
         duration_ms: row.try_get_by_index(15)?,
         address: row.try_get_by_index(16)?,
         response: row.try_get_by_index(17)?,
-        sync_id: row.try_get_by_index::<Option<i64>>(18)?.map(|n| n != 0),
-        of_batch: small(row, 19)?.is_some(),
+        timings: Timings::unpack(row.try_get_by_index(18)?),
+        sync_id: row.try_get_by_index::<Option<i64>>(19)?.map(|n| n != 0),
+        of_batch: small(row, 20)?.is_some(),
     })
 }
 

@@ -52,6 +52,8 @@ pub async fn leases<C: ConnectionTrait>(conn: &C) -> Result<Vec<Lease>, StoreErr
 /// When a lease that somebody else holds may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
+    /// Only when it was given back, or never taken.
+    GivenBack,
     /// Once it has run out.
     Expired,
     /// At once: the caller knows that no other dispatcher lives, because it holds the lock of the data folder.
@@ -70,6 +72,7 @@ pub async fn acquire(
     take: Take,
 ) -> Result<Option<Claim>, StoreError> {
     let expired_at = match take {
+        Take::GivenBack => i64::MIN,
         Take::Expired => tx.now_ms(),
         Take::Always => i64::MAX,
     };
@@ -155,6 +158,8 @@ pub struct Membership {
     pub held: Vec<Claim>,
     /// Partitions that somebody holds, the caller included.
     pub taken: Vec<u16>,
+    /// Partitions whose lease has run out without being given back: their owner is dead, or cut off.
+    pub lapsed: Vec<u16>,
     /// Dispatchers that live, the caller included.
     pub members: usize,
 }
@@ -189,17 +194,16 @@ pub async fn keep_alive(
     )
     .await?;
     let held = renew(tx, me, claims, lease_ms).await?;
-    let rows = sql::query(
-        tx.conn(),
-        "SELECT partition FROM partition_leases WHERE expires_at_ms > $1 AND owner <> ''",
-        [Value::from(now_ms)],
-    )
-    .await?;
+    let rows =
+        sql::query(tx.conn(), "SELECT partition, expires_at_ms FROM partition_leases WHERE owner <> ''", [])
+            .await?;
     let mut membership = Membership { held, ..Membership::default() };
     for row in &rows {
+        let lapsed = row.try_get_by_index::<i64>(1)? <= now_ms;
         match u16::try_from(row.try_get_by_index::<i64>(0)?) {
+            Ok(partition) if lapsed => membership.lapsed.push(partition),
             Ok(partition) => membership.taken.push(partition),
-            Err(_) => membership.members += 1,
+            Err(_) => membership.members += usize::from(!lapsed),
         }
     }
     Ok(membership)

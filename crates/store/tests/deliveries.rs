@@ -14,8 +14,9 @@ use ringback_domain::{BatchId, JobId, JobStatus, ProjectId, TimestampMs, batch::
 use ringback_service_runtime::Redacted;
 use ringback_store::deliveries::{
     Claim, DeliveryCounts, DeliveryState, DueAfter, FailedAttempt, JobTransition, Outcome, Recorded, Stored,
-    attempts_of, batch_delivery, deliveries_of, delivery_counts, delivery_counts_between, delivery_counts_of,
-    due_page, insert_deliveries, job_delivery, pending_age_ms, record_outcomes, stored_of,
+    Timings, attempts_of, batch_delivery, deliveries_of, delivery_counts, delivery_counts_between,
+    delivery_counts_of, due_page, insert_deliveries, job_delivery, pending_age_ms, record_outcomes,
+    stored_of,
 };
 use ringback_store::delivery_search::one;
 use ringback_store::partitions::{Membership, Take, acquire, depart, keep_alive, leases, release, renew};
@@ -27,6 +28,7 @@ use uuid::Uuid;
 
 const PROJECT: ProjectId = ProjectId(3);
 const NOW: i64 = 1_800_000_000_000;
+const TIMINGS: Timings = Timings { dns_ms: Some(1), connect_ms: Some(2), first_byte_ms: Some(6) };
 
 on_both!(
     a_delivery_keeps_its_first_bytes,
@@ -101,6 +103,7 @@ fn delivered(claim: Claim, job: JobId, seq: u32) -> Outcome {
         last_error: None,
         failed: None,
         duration_ms: Some(7),
+        timings: TIMINGS,
         address: Some("127.0.0.1:9".into()),
         response: Some(b"ok".to_vec()),
         replays: 0,
@@ -183,6 +186,7 @@ async fn only_the_owner_of_the_partition_records(store: Store) {
     assert_eq!(seen[0].delivered_at_ms(), Some(NOW + 50));
     let found = one(store.read(), PROJECT, uuid(job(8)), 1, 0).await.unwrap().unwrap();
     assert_eq!((found.duration_ms, found.response.as_deref()), (Some(7), Some(&b"ok"[..])));
+    assert_eq!(found.timings, TIMINGS);
     assert_eq!(seen[0].id, format!("msg_{}_1_0", job(8).simple()));
     assert!(deliveries_of(store.read(), ProjectId(4), uuid(job(8))).await.unwrap().is_empty());
 }
@@ -203,9 +207,7 @@ async fn failed_tries_are_logged_once(store: Store) {
             error: Some("http_500".into()),
             address: Some("127.0.0.1:9".into()),
             response: Some(b"oh".to_vec()),
-            dns_ms: Some(1),
-            connect_ms: Some(2),
-            first_byte_ms: Some(6),
+            timings: TIMINGS,
         }),
         ..delivered(claim, job(8), 1)
     };
@@ -217,6 +219,7 @@ async fn failed_tries_are_logged_once(store: Store) {
     assert_eq!(tries.len(), 1);
     assert_eq!((tries[0].n, tries[0].status, tries[0].duration_ms), (1, Some(500), 7));
     assert_eq!(tries[0].response.as_deref(), Some(&b"oh"[..]));
+    assert_eq!(tries[0].timings, TIMINGS);
     let stored = &stored_of(store.read(), &[uuid(job(8))]).await.unwrap()[0];
     assert_eq!((stored.attempts, stored.next_attempt_at_ms), (1, Some(NOW + 10_000)));
     assert!(stored.delivery.body.as_ref().unwrap().encoded_len() > 0);
@@ -275,7 +278,7 @@ async fn counts_follow_the_states(store: Store) {
 }
 
 async fn leases_change_hands_in_order(store: Store) {
-    let first = take(&store, "a", 5, 60_000, Take::Expired).await.unwrap();
+    let first = take(&store, "a", 5, 60_000, Take::GivenBack).await.unwrap();
     assert_eq!(first, Claim { partition: 5, epoch: 1 });
     assert_eq!(take(&store, "b", 5, 60_000, Take::Expired).await, None, "held");
     let held = |claims: Vec<Claim>, me: &'static str| {
@@ -299,6 +302,7 @@ async fn leases_change_hands_in_order(store: Store) {
     }
     let second = take(&store, "b", 5, 0, Take::Expired).await.unwrap();
     assert_eq!(second.epoch, 2, "given back, so nobody waits");
+    assert_eq!(take(&store, "a", 5, 60_000, Take::GivenBack).await, None, "run out is not given back");
     let third = take(&store, "a", 5, 60_000, Take::Expired).await.unwrap();
     assert_eq!(third.epoch, 3, "run out");
     assert_eq!(held(vec![second, third], "a").await, vec![third]);
@@ -323,15 +327,21 @@ async fn members_are_counted_while_they_live(store: Store) {
         }
     };
     let seen = alive("a", vec![claim], 60_000).await;
-    assert_eq!(seen, Membership { held: vec![claim], taken: vec![2], members: 1 });
+    assert_eq!(seen, Membership { held: vec![claim], taken: vec![2], lapsed: vec![], members: 1 });
     let seen = alive("b", vec![], 60_000).await;
-    assert_eq!(seen, Membership { held: vec![], taken: vec![2], members: 2 });
+    assert_eq!(seen, Membership { held: vec![], taken: vec![2], lapsed: vec![], members: 2 });
+    // What ran out is told apart from what was given back.
+    take(&store, "dead", 3, 0, Take::GivenBack).await.unwrap();
+    let back = take(&store, "b", 4, 0, Take::GivenBack).await.unwrap();
+    store.write(Urgency::Now, move |tx| Box::pin(release(tx, "b", back))).await.unwrap();
+    let seen = alive("b", vec![], 60_000).await;
+    assert_eq!((seen.taken, seen.lapsed), (vec![2], vec![3]));
     // One that does not renew, and one that says that it leaves.
     alive("c", vec![], 0).await;
     assert_eq!(alive("a", vec![claim], 60_000).await.members, 2);
     store.write(Urgency::Now, move |tx| Box::pin(depart(tx, "b"))).await.unwrap();
     assert_eq!(alive("a", vec![claim], 60_000).await.members, 1);
-    assert_eq!(leases(store.read()).await.unwrap().len(), 1, "members are no leases");
+    assert_eq!(leases(store.read()).await.unwrap().len(), 3, "members are no leases");
 }
 
 async fn secrets_are_kept_encrypted_and_rotate(store: Store) {

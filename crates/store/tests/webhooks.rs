@@ -14,8 +14,8 @@ use ringback_domain::target::{REGISTERED_TARGET_BASE, Target};
 use ringback_domain::webhook::body;
 use ringback_domain::{JobId, JobStatus, ProjectId, TimestampMs};
 use ringback_store::deliveries::{
-    Claim, DeliveryState, JobTransition, Outcome, Stored, insert_deliveries, job_delivery, record_outcomes,
-    stored_of,
+    Claim, DeliveryState, JobTransition, Outcome, Stored, Timings, insert_deliveries, job_delivery,
+    record_outcomes, stored_of,
 };
 use ringback_store::partitions::{Take, acquire};
 use ringback_store::replays::{
@@ -221,6 +221,7 @@ fn outcome(claim: Claim, job: JobId, seq: u32, state: DeliveryState) -> Outcome 
         last_error: None,
         failed: None,
         duration_ms: Some(3),
+        timings: Timings::default(),
         address: None,
         response: None,
         replays: 0,

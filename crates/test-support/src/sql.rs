@@ -37,6 +37,13 @@ impl Sql {
             .collect()
     }
 
+    /// Whether a statement that changes something gets through in time; it does not while another process, for example a
+    /// stopped one, holds its locks.
+    pub async fn gets_through(&self, statement: &str, within: Duration) -> bool {
+        let done = tokio::time::timeout(within, self.connection.execute_unprepared(statement)).await;
+        done.is_ok_and(|result| result.is_ok())
+    }
+
     /// Runs a statement that changes something: only for tests that damage data on purpose.
     pub async fn execute(&self, statement: &str) {
         self.connection

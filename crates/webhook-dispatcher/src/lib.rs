@@ -12,6 +12,7 @@ mod book;
 mod clock;
 mod directory;
 mod keyring;
+mod lease;
 mod meters;
 mod notice;
 mod ownership;

@@ -19,6 +19,8 @@ pub(crate) struct Meters {
     latency: Histogram,
     records: Histogram,
     lost: Counter,
+    taken_over: Counter,
+    in_doubt: Counter,
     gaps: Counter,
     owned: Gauge,
 }
@@ -43,6 +45,8 @@ impl Meters {
             latency: histogram!("ringback_delivery_latency_seconds"),
             records: histogram!("ringback_delivery_record_size"),
             lost: counter!("ringback_partitions_lost_total"),
+            taken_over: counter!("ringback_partitions_taken_over_total"),
+            in_doubt: counter!("ringback_delivery_tries_in_doubt_total"),
             gaps: counter!("ringback_delivery_announcements_missed_total"),
             owned: gauge!("ringback_partitions_owned"),
         }
@@ -76,8 +80,20 @@ impl Meters {
         self.records.record(rows as f64);
     }
 
-    pub(crate) fn partition_lost(&self) {
+    /// A partition was lost with so many tries in flight or not written down.
+    pub(crate) fn partition_lost(&self, tries: usize) {
         self.lost.increment(1);
+        self.cut_off(tries);
+    }
+
+    /// Tries whose outcome will not be written down: they are made again.
+    pub(crate) fn cut_off(&self, tries: usize) {
+        self.in_doubt.increment(tries as u64);
+    }
+
+    /// A partition was taken whose owner had let its lease lapse.
+    pub(crate) fn partition_taken_over(&self) {
+        self.taken_over.increment(1);
     }
 
     pub(crate) fn announcement_missed(&self) {

@@ -2,7 +2,12 @@
 //!
 //! Every dispatcher shows that it lives by a row with a negative number in `partition_leases`; the partitions are
 //! shared out among those that live. A partition is handed over in order: no new try, what flies ends, its outcomes
-//! are written, then the lease is given back.
+//! are written, then the lease is given back, and its next owner need not wait.
+//!
+//! Without that, whoever takes a partition over sends again what its former owner had in flight or had not written
+//! down. So a lease that ran out is not yet a dead owner: it is taken only by a dispatcher that has itself renewed
+//! without a gap for half a lease. After a stall that all of them shared (the database, the host), each finds its own
+//! partitions again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,17 +20,21 @@ use ringback_store::{StoreError, Urgency};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::partition::{Ended, Lease, Order, Partition};
+use crate::lease::{Asked, Doubts, Lease, Order};
+use crate::partition::{Ended, Partition};
 use crate::shared::Shared;
 
 /// How long flights may last after the shutdown began; a POST cut off is sent again by the next owner.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Leases are renewed this often within their life.
-const RENEWALS: u32 = 4;
+const RENEWALS: u32 = 6;
+/// Renewals further apart than one in so many per lease are a gap, and judging others takes as long without one.
+const STEADY: u32 = 2;
 
 struct Owned {
     claim: Claim,
     lease: watch::Sender<Lease>,
+    doubts: Doubts,
     task: JoinHandle<Ended>,
 }
 
@@ -36,20 +45,22 @@ pub(crate) struct Ownership {
     /// No other dispatcher can be alive.
     alone: bool,
     owned: BTreeMap<u16, Owned>,
+    steadiness: Steadiness,
     check: Check,
 }
 
 impl Ownership {
     pub(crate) fn new(shared: Arc<Shared>, alone: bool, check: Check) -> Self {
         let me = format!("dispatcher-{:016x}", rand::random::<u64>()).into();
-        Self { shared, me, alone, owned: BTreeMap::new(), check }
+        Self { shared, me, alone, owned: BTreeMap::new(), steadiness: Steadiness::default(), check }
     }
 
     /// Owns partitions until the shutdown, then hands all of them over.
     pub(crate) async fn run(mut self, shutdown: Shutdown) {
         let period = self.shared.settings.lease / RENEWALS;
         loop {
-            match self.tick().await {
+            let began = Instant::now();
+            match self.tick(period).await {
                 Ok(()) => self.check.ok(),
                 Err(error) => {
                     tracing::warn!(%error, "leases of partitions cannot be renewed");
@@ -57,20 +68,19 @@ impl Ownership {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(period) => {}
+                () = tokio::time::sleep(period.saturating_sub(began.elapsed()).max(period / 4)) => {}
                 () = shutdown.triggered() => break,
             }
         }
         self.hand_over_all().await;
     }
 
-    async fn tick(&mut self) -> Result<(), StoreError> {
+    async fn tick(&mut self, period: Duration) -> Result<(), StoreError> {
         self.collect().await;
-        // The lease is counted from before the request: the database cannot have granted it earlier.
-        let began = Instant::now();
+        let asked = Asked::now();
         let (membership, database_ms) = self.renew().await?;
-        self.shared.clock.see(began, database_ms);
-        let valid_until = began + self.shared.settings.lease * (RENEWALS - 1) / RENEWALS;
+        self.shared.clock.see(asked.at(), database_ms);
+        let steady = self.steadiness.renewed(asked.at(), self.shared.settings.lease / STEADY);
         let partitions = self.shared.store.facts().partitions.max(1);
         for (partition, owned) in &self.owned {
             let lost = !membership.held.contains(&owned.claim);
@@ -78,12 +88,12 @@ impl Ownership {
                 if lost {
                     lease.order = Order::Lost;
                 } else {
-                    lease.valid_until = valid_until;
+                    lease.renewed(asked);
                 }
                 true
             });
             if lost {
-                tracing::warn!(partition, "a partition was lost to another dispatcher");
+                tracing::debug!(partition, "a partition was lost to another dispatcher");
             }
         }
         let members = if self.alone { 1 } else { membership.members.max(1) };
@@ -92,10 +102,20 @@ impl Ownership {
         let free: Vec<u16> = (0..partitions)
             .filter(|partition| !self.owned.contains_key(partition))
             .filter(|partition| self.alone || !membership.taken.contains(partition))
+            .filter(|partition| self.alone || steady || !membership.lapsed.contains(partition))
             .take(share.saturating_sub(self.owned.len()))
             .collect();
         for partition in free {
-            self.take(partition).await?;
+            if asked.at().elapsed() > period {
+                // What is owned is renewed first.
+                break;
+            }
+            let take = match membership.lapsed.contains(&partition) {
+                _ if self.alone => Take::Always,
+                true => Take::Expired,
+                false => Take::GivenBack,
+            };
+            self.take(partition, take).await?;
         }
         self.shared.meters.owns(self.owned.len());
         self.shared.process.own(self.owned.len(), usize::from(partitions));
@@ -115,10 +135,9 @@ impl Ownership {
             .await
     }
 
-    async fn take(&mut self, partition: u16) -> Result<(), StoreError> {
+    async fn take(&mut self, partition: u16, take: Take) -> Result<(), StoreError> {
         let (me, lease_ms) = (Arc::clone(&self.me), self.lease_ms());
-        let take = if self.alone { Take::Always } else { Take::Expired };
-        let began = Instant::now();
+        let asked = Asked::now();
         let claim = self
             .shared
             .store
@@ -128,9 +147,9 @@ impl Ownership {
             })
             .await?;
         let Some(claim) = claim else { return Ok(()) };
-        let valid_until = began + self.shared.settings.lease * (RENEWALS - 1) / RENEWALS;
-        let (lease, seen) = watch::channel(Lease { valid_until, order: Order::Own });
-        let work = Partition::new(Arc::clone(&self.shared), claim, seen).run();
+        let (lease, seen) = watch::channel(Lease::granted(asked, self.shared.settings.lease));
+        let doubts = Doubts::default();
+        let work = Partition::new(Arc::clone(&self.shared), claim, seen, doubts.clone()).run();
         let task = tokio::spawn(work.map(move |ended| match ended {
             Ok(ended) => ended,
             Err(error) => {
@@ -138,8 +157,20 @@ impl Ownership {
                 Ended::HandedOver
             }
         }));
-        tracing::debug!(partition, epoch = claim.epoch, "partition taken");
-        self.owned.insert(partition, Owned { claim, lease, task });
+        match take {
+            Take::Expired => {
+                self.shared.meters.partition_taken_over();
+                tracing::warn!(
+                    partition,
+                    epoch = claim.epoch,
+                    "partition taken over: its owner let the lease lapse, and what it had in flight is sent again"
+                );
+            }
+            Take::GivenBack | Take::Always => {
+                tracing::debug!(partition, epoch = claim.epoch, "partition taken");
+            }
+        }
+        self.owned.insert(partition, Owned { claim, lease, doubts, task });
         Ok(())
     }
 
@@ -199,7 +230,13 @@ impl Ownership {
                 Ok(Ok(Ended::HandedOver) | Err(_)) => {}
                 Err(_) => {
                     owned.task.abort();
-                    tracing::warn!(partition, "webhooks in flight were cut off; they will be sent again");
+                    let tries = owned.doubts.get();
+                    self.shared.meters.cut_off(tries);
+                    tracing::warn!(
+                        partition,
+                        tries,
+                        "{tries} tries in flight were cut off; they will be sent again"
+                    );
                 }
             }
             self.give_back(owned.claim).await;
@@ -221,5 +258,39 @@ impl Ownership {
 
     fn lease_ms(&self) -> u64 {
         u64::try_from(self.shared.settings.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Since when the database has been reached without a gap: whoever was cut off itself cannot tell who else was.
+#[derive(Debug, Default)]
+struct Steadiness {
+    since: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Steadiness {
+    /// A renewal that began at `asked` went well. Answers whether there was no gap of `span`, for at least as long.
+    fn renewed(&mut self, asked: Instant, span: Duration) -> bool {
+        let gap = self.last.is_none_or(|last| asked.saturating_duration_since(last) >= span);
+        self.last = Some(asked);
+        let since = if gap { asked } else { self.since.unwrap_or(asked) };
+        self.since = Some(since);
+        asked.saturating_duration_since(since) >= span
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_was_cut_off_judges_nobody_for_a_while() {
+        let (span, start) = (Duration::from_secs(5), Instant::now());
+        let mut steadiness = Steadiness::default();
+        let mut at = |seconds: u64| steadiness.renewed(start + Duration::from_secs(seconds), span);
+        let steady: Vec<u64> =
+            [0, 1, 3, 4, 5, 9, 14, 15, 18, 19, 24].into_iter().filter(|s| at(*s)).collect();
+        // Started at 0, cut off from 9 to 14 and from 19 to 24.
+        assert_eq!(steady, [5, 9, 19]);
     }
 }

@@ -12,14 +12,16 @@ use ringback_domain::webhook::response::{
 use ringback_domain::webhook::runflow;
 use ringback_domain::webhook::signature::{ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, sign};
 use ringback_domain::webhook::url::UrlError;
-use ringback_egress::{Answer, Post, Posted};
+use ringback_egress::{Answer, EgressError, Permit, Post, Posted};
 use ringback_service_runtime::blobs::BlobError;
 use ringback_service_runtime::{fault, trace_context};
-use ringback_store::deliveries::event_name;
+use ringback_store::deliveries::{Timings, event_name};
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use crate::book::{Flight, Flow, Standing, Tried};
 use crate::keyring::Signer;
+use crate::lease::Lease;
 use crate::notice::{self, Notice};
 use crate::shared::Shared;
 
@@ -44,8 +46,12 @@ pub(crate) enum Landing {
     NotBegun(String),
 }
 
-/// Makes one try.
-pub(crate) async fn fly(shared: Arc<Shared>, flight: Flight) -> (Flight, Landing) {
+/// Makes one try, if the lease allows it until the POST begins.
+pub(crate) async fn fly(
+    shared: Arc<Shared>,
+    flight: Flight,
+    lease: watch::Receiver<Lease>,
+) -> (Flight, Landing) {
     let span = tracing::info_span!(
         "webhook.post",
         otel.kind = "client",
@@ -55,11 +61,16 @@ pub(crate) async fn fly(shared: Arc<Shared>, flight: Flight) -> (Flight, Landing
         attempt = flight.n,
     );
     trace_context::set_parent(&span, Some(flight.owed.traceparent.as_str()));
-    let landing = try_once(&shared, &flight, &span).instrument(span.clone()).await;
+    let landing = try_once(&shared, &flight, lease, &span).instrument(span.clone()).await;
     (flight, landing)
 }
 
-async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Landing {
+async fn try_once(
+    shared: &Shared,
+    flight: &Flight,
+    lease: watch::Receiver<Lease>,
+    span: &tracing::Span,
+) -> Landing {
     let owed = &*flight.owed;
     let view = shared.directory.view();
     // As it is now: what waited for its turn may have outlived a change.
@@ -126,8 +137,14 @@ async fn try_once(shared: &Shared, flight: &Flight, span: &tracing::Span) -> Lan
         }
     }
     let deadline = served.and_then(|served| served.deadline).or_else(|| notice::deadline(owed));
-    let posted = shared.client.post(Post { url, headers, body: body.bytes.clone(), deadline }).await;
+    let post = Post { url, headers, body: body.bytes.clone(), deadline };
+    // Another dispatcher may have taken the partition over while this one did not get to run.
+    let permit = Permit::new(move || lease.borrow().allows());
+    let posted = shared.client.post_while(post, permit).await;
     fault::point("dispatcher.post.after");
+    if let Err(EgressError::Withdrawn) = posted.result {
+        return Landing::NotBegun("its partition's lease is over, or has to be renewed first".to_owned());
+    }
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     let mut tried = judge(owed.rules.profile, posted, began_at_ms, duration_ms);
     notice::after(shared, owed, &mut tried).await;
@@ -146,9 +163,11 @@ fn judge(profile: Profile, posted: Posted, began_at_ms: i64, duration_ms: u64) -
         detail: None,
         address: None,
         response: None,
-        dns_ms: ms(posted.timings.dns),
-        connect_ms: ms(posted.timings.connect),
-        first_byte_ms: ms(posted.timings.first_byte),
+        timings: Timings {
+            dns_ms: ms(posted.timings.dns),
+            connect_ms: ms(posted.timings.connect),
+            first_byte_ms: ms(posted.timings.first_byte),
+        },
     };
     match posted.result {
         Ok(answer) => {
@@ -216,8 +235,6 @@ fn ours(fault: TransportFault, detail: String, began_at_ms: i64) -> Tried {
         detail: Some(detail),
         address: None,
         response: None,
-        dns_ms: None,
-        connect_ms: None,
-        first_byte_ms: None,
+        timings: Timings::default(),
     }
 }

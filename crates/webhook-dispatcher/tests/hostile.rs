@@ -253,7 +253,7 @@ async fn an_endpoint_may_want_exactly_200() {
     assert_eq!((seen.state, seen.last_status), (DeliveryState::Pending, Some(202)));
 }
 
-/// The attempts log: address, parts of the duration, and the beginning of the answer; of a success time and address.
+/// The attempts log: address, parts of the duration, and the beginning of the answer, of failures and of successes.
 #[tokio::test(flavor = "multi_thread")]
 async fn tries_are_written_down_with_address_and_times() {
     let brief = |config: &mut ringback_service_runtime::RingbackConfig| {
@@ -263,18 +263,34 @@ async fn tries_are_written_down_with_address_and_times() {
     rig.receiver.answer("/bad", Mode::Status(500));
     let _dispatcher = Dispatcher::start(&rig, true);
     let (good, bad) = (job(), job());
-    rig.owe(&[end(good, &rig.url("/good")), end(bad, &rig.url("/bad"))]).await;
+    // One after the other: the second may use the connection of the first, which then has no time of its own.
+    rig.owe(&[end(good, &rig.url("/good"))]).await;
     rig.ends(good, DeliveryState::Delivered).await;
+    rig.owe(&[end(bad, &rig.url("/bad"))]).await;
     failed_once(&rig, bad).await;
     let tried = rig.tries(bad).await.remove(0);
     assert_eq!(tried.response.as_deref(), Some(b"{\"ack".as_slice()), "cut off");
     assert!(tried.address.as_ref().is_some_and(|address| address.starts_with("127.0.0.1:")), "{tried:?}");
+    let store = &rig.store;
     let one = |text: &'static str| async move {
-        let row = ringback_store::sql::query_one(rig.store.read(), text, []).await.unwrap().unwrap();
+        let row = ringback_store::sql::query_one(store.read(), text, []).await.unwrap().unwrap();
         row.try_get_by_index::<i64>(0).unwrap()
     };
     let measured = one(
         "SELECT COUNT(*) FROM delivery_attempts WHERE first_byte_ms IS NOT NULL AND first_byte_ms <= duration_ms",
     );
     assert_eq!(measured.await, 1);
+    // A success keeps the same in its delivery's row.
+    let found = ringback_store::delivery_search::one(
+        rig.store.read(),
+        support::PROJECT,
+        uuid::Uuid::from_bytes(*good.as_bytes()),
+        3,
+        0,
+    );
+    let found = found.await.unwrap().unwrap();
+    let (took_ms, parts) = (found.duration_ms.unwrap().cast_unsigned(), found.timings);
+    assert!(parts.first_byte_ms.is_some_and(|ms| ms <= took_ms), "{parts:?} of {took_ms}");
+    assert!(parts.connect_ms.is_some_and(|ms| ms <= took_ms), "a new connection: {parts:?} of {took_ms}");
+    assert!(found.address.is_some() && found.response.is_some(), "{found:?}");
 }

@@ -193,6 +193,7 @@ fn failed(what: &str, error: EgressError) -> HandlerError {
         | EgressError::Connect(_)
         | EgressError::Timeout(_)
         | EgressError::Closed(_)
+        | EgressError::Withdrawn
         | EgressError::Protocol(_) => HandlerError::Transient(text),
     }
 }

@@ -47,17 +47,17 @@ impl Pattern {
     }
 }
 
-/// Why a filter is refused. Each names the field.
+/// Why a filter is refused. [`Self::pointer`] names the field, the text does not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
     /// It is not the JSON that a filter is.
     #[error("not a filter: {0}")]
     Json(String),
     /// Nothing would ever match.
-    #[error("events must name at least one type; `*` means all")]
+    #[error("must name at least one type; `*` means all")]
     NoEvents,
     /// A list is too long.
-    #[error("{field} may have at most {MAX_ENTRIES} entries, got {got}")]
+    #[error("may have at most {MAX_ENTRIES} entries, got {got}")]
     TooMany {
         /// Which list.
         field: &'static str,
@@ -65,7 +65,7 @@ pub enum FilterError {
         got: usize,
     },
     /// A text is empty or too long.
-    #[error("{field}[{index}] must have 1 to {MAX_TEXT_BYTES} bytes, got {got}")]
+    #[error("must have 1 to {MAX_TEXT_BYTES} bytes, got {got}")]
     Length {
         /// Which list.
         field: &'static str,
@@ -75,7 +75,7 @@ pub enum FilterError {
         got: usize,
     },
     /// No event has that name.
-    #[error("events[{index}]: no event is called {name:?}; known are *, {known}", known = known())]
+    #[error("names no event: nothing is called {name:?}; known are *, {known}", known = known())]
     UnknownEvent {
         /// Place in the list, from 0.
         index: usize,
@@ -83,7 +83,7 @@ pub enum FilterError {
         name: String,
     },
     /// Metadata is compared with texts, numbers and truth values only.
-    #[error("metadata.{key} must be a text, a number, true, false or null")]
+    #[error("must be a text, a number, true, false or null")]
     MetadataValue {
         /// The field.
         key: String,

@@ -127,10 +127,22 @@ struct Try {
     outcome: String,
     at: Option<String>,
     duration_ms: Option<u64>,
+    dns_ms: Option<u64>,
+    connect_ms: Option<u64>,
+    first_byte_ms: Option<u64>,
     status: Option<u16>,
     error: Option<String>,
     address: Option<String>,
     response: Option<String>,
+}
+
+impl Try {
+    /// `dns 2ms, connect 5ms, first byte 40ms`: the parts that were measured.
+    fn parts(&self) -> String {
+        let parts = [("dns", self.dns_ms), ("connect", self.connect_ms), ("first byte", self.first_byte_ms)];
+        let measured = parts.into_iter().filter_map(|(name, ms)| Some((name, ms?)));
+        measured.map(|(name, ms)| format!("{name} {}", when::duration_ms(ms))).collect::<Vec<_>>().join(", ")
+    }
 }
 
 fn path(id: &str) -> String {
@@ -259,6 +271,10 @@ async fn get(ctx: &Context, id: &str) -> Result<Exit, CliError> {
         let mut line = format!("  {:>3}  {}", t.n, t.at.as_deref().map(when::clock).unwrap_or_default());
         if let Some(ms) = t.duration_ms {
             line.push_str(&format!("  {}", when::duration_ms(ms)));
+        }
+        let parts = t.parts();
+        if !parts.is_empty() {
+            line.push_str(&format!(" ({parts})"));
         }
         match (t.status, &t.error) {
             (Some(status), _) => line.push_str(&format!("  {status}")),

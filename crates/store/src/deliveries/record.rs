@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sea_orm::Value;
 use uuid::Uuid;
 
-use super::DeliveryState;
+use super::{DeliveryState, Timings};
 use crate::{
     StoreError, WriteTx,
     sql::{self, LIST, Rows},
@@ -47,6 +47,8 @@ pub struct Outcome {
     pub failed: Option<FailedAttempt>,
     /// How long the try that succeeded took.
     pub duration_ms: Option<u64>,
+    /// Where the time of that try went.
+    pub timings: Timings,
     /// Who acknowledged it.
     pub address: Option<String>,
     /// The beginning of that answer's body.
@@ -70,12 +72,8 @@ pub struct FailedAttempt {
     pub address: Option<String>,
     /// The beginning of the answer's body.
     pub response: Option<Vec<u8>>,
-    /// Part of the duration: the name.
-    pub dns_ms: Option<u64>,
-    /// Part of the duration: a new connection with name, TCP and TLS.
-    pub connect_ms: Option<u64>,
-    /// From the start to the headers of the answer.
-    pub first_byte_ms: Option<u64>,
+    /// Where the time went.
+    pub timings: Timings,
 }
 
 /// What [`record_outcomes`] did.
@@ -101,16 +99,16 @@ macro_rules! update {
         Rows {
             name: $name,
             before: "WITH v (owner_id, seq, target, state, attempts, next_at, ended_at, status, error, duration, \
-                     address, response, replays) AS (VALUES ",
+                     address, response, timings, replays) AS (VALUES ",
             casts: &[
                 "bytea", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "bigint", "text", "bigint",
-                "text", "bytea", "bigint",
+                "text", "bytea", "bigint", "bigint",
             ],
             // `+` keeps SQLite from walking the index of pending rows instead of looking up each key.
             after: concat!(
                 ") UPDATE deliveries SET state = v.state, attempts = v.attempts, next_attempt_at_ms = v.next_at, \
                  ended_at_ms = v.ended_at, last_status = v.status, last_error = v.error, \
-                 duration_ms = v.duration, address = v.address, response = v.response FROM v \
+                 duration_ms = v.duration, address = v.address, response = v.response, timings = v.timings FROM v \
                  WHERE deliveries.owner_id = v.owner_id AND deliveries.seq = v.seq \
                  AND deliveries.target = v.target AND deliveries.replays = v.replays AND +deliveries.state = 0",
                 $returning
@@ -180,9 +178,9 @@ pub async fn record_outcomes(tx: &WriteTx, outcomes: &[Outcome]) -> Result<Recor
                 Value::from(f.error.clone()),
                 Value::from(f.address.clone()),
                 Value::from(f.response.clone()),
-                sql::opt_int(f.dns_ms),
-                sql::opt_int(f.connect_ms),
-                sql::opt_int(f.first_byte_ms),
+                sql::opt_int(f.timings.dns_ms),
+                sql::opt_int(f.timings.connect_ms),
+                sql::opt_int(f.timings.first_byte_ms),
             ]);
         })
         .await?;
@@ -203,6 +201,7 @@ fn values(o: &Outcome, v: &mut Vec<Value>) {
         sql::opt_int(o.duration_ms),
         Value::from(o.address.clone()),
         Value::from(o.response.clone()),
+        Value::BigInt(o.timings.pack()),
         sql::int(o.replays),
     ]);
 }

@@ -1,10 +1,10 @@
 //! What users see of deliveries. Every question names the project.
 
 use ringback_domain::ProjectId;
-use sea_orm::{ConnectionTrait, Value};
+use sea_orm::{ConnectionTrait, QueryResult, Value};
 use uuid::Uuid;
 
-use super::{DeliveryState, event_name};
+use super::{DeliveryState, Timings, event_name};
 use crate::{
     StoreError,
     sql::{self, get_u32, get_u64},
@@ -107,12 +107,8 @@ pub struct AttemptView {
     pub address: Option<String>,
     /// The beginning of the answer's body.
     pub response: Option<Vec<u8>>,
-    /// Until the name was resolved.
-    pub dns_ms: Option<i64>,
-    /// Name, TCP and TLS of a new connection.
-    pub connect_ms: Option<i64>,
-    /// Until the answer's headers.
-    pub first_byte_ms: Option<i64>,
+    /// Where the time went.
+    pub timings: Timings,
 }
 
 /// The failed tries of all deliveries of one job or batch, in order. Empty for another project's.
@@ -145,12 +141,18 @@ pub async fn attempts_of<C: ConnectionTrait>(
                 error: row.try_get_by_index(6)?,
                 address: row.try_get_by_index(7)?,
                 response: row.try_get_by_index(8)?,
-                dns_ms: row.try_get_by_index(9)?,
-                connect_ms: row.try_get_by_index(10)?,
-                first_byte_ms: row.try_get_by_index(11)?,
+                timings: Timings {
+                    dns_ms: part(row, 9)?,
+                    connect_ms: part(row, 10)?,
+                    first_byte_ms: part(row, 11)?,
+                },
             })
         })
         .collect()
+}
+
+fn part(row: &QueryResult, index: usize) -> Result<Option<u64>, StoreError> {
+    Ok(row.try_get_by_index::<Option<i64>>(index)?.and_then(|ms| u64::try_from(ms).ok()))
 }
 
 /// How long the delivery that is due for longest has been waiting, over all partitions: an alarm's input.

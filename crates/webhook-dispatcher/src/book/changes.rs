@@ -1,7 +1,7 @@
 //! The facts to be written down.
 
 use ringback_domain::webhook::response::{Reason, TransportFault, Verdict};
-use ringback_store::deliveries::{DeliveryState, FailedAttempt};
+use ringback_store::deliveries::{DeliveryState, FailedAttempt, Timings};
 
 use super::{Change, Owed, Sign, Tried};
 
@@ -23,6 +23,7 @@ pub(super) fn ended(owed: &Owed, state: DeliveryState, attempts: u32, now_ms: i6
         last_error: None,
         failed: None,
         duration_ms: None,
+        timings: Timings::default(),
         address: None,
         response: None,
         replays: owed.replays,
@@ -59,9 +60,7 @@ pub(super) fn failure(change: Change, reason: Reason, state: DeliveryState, trie
             error: Some(error),
             address: tried.address.clone(),
             response: tried.response.clone(),
-            dns_ms: tried.dns_ms,
-            connect_ms: tried.connect_ms,
-            first_byte_ms: tried.first_byte_ms,
+            timings: tried.timings,
         }),
         ..change
     }

@@ -63,6 +63,7 @@ impl Book {
         match tried.verdict {
             Verdict::Delivered => self.end_head(Change {
                 duration_ms: Some(tried.duration_ms),
+                timings: tried.timings,
                 address: tried.address.clone(),
                 response: tried.response.clone(),
                 ..change

@@ -7,7 +7,7 @@ use ringback_domain::event::EventType;
 use ringback_domain::webhook::message_id;
 use ringback_domain::webhook::response::{Profile, Verdict};
 use ringback_domain::webhook::schedule::Schedule;
-use ringback_store::deliveries::{DeliveryState, FailedAttempt};
+use ringback_store::deliveries::{DeliveryState, FailedAttempt, Timings};
 use uuid::Uuid;
 
 use super::gates::{Flow, GateLimits, Place};
@@ -146,10 +146,8 @@ pub(crate) struct Tried {
     pub detail: Option<String>,
     pub address: Option<String>,
     pub response: Option<Vec<u8>>,
-    /// Parts of the duration, in ms, where they were measured: name, connection, headers of the answer.
-    pub dns_ms: Option<u64>,
-    pub connect_ms: Option<u64>,
-    pub first_byte_ms: Option<u64>,
+    /// Where the duration went.
+    pub timings: Timings,
 }
 
 /// What a try says about its receiver.
@@ -175,8 +173,9 @@ pub(crate) struct Change {
     pub last_status: Option<u16>,
     pub last_error: Option<String>,
     pub failed: Option<FailedAttempt>,
-    /// How long the try that succeeded took, who answered, and the beginning of what.
+    /// How long the try that succeeded took, where that time went, who answered, and the beginning of what.
     pub duration_ms: Option<u64>,
+    pub timings: Timings,
     pub address: Option<String>,
     pub response: Option<Vec<u8>>,
     /// Which life of the delivery this is about.

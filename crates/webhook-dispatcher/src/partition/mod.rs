@@ -22,6 +22,7 @@ use self::reader::{Page, Reader, Taken};
 use self::recorder::{Recorder, Written};
 use crate::book::{Book, ChainKey, Change, Flight, Offer, Offered, Source, Standing};
 use crate::directory::View;
+use crate::lease::{Doubts, Lease, Order};
 use crate::send::{Landing, fly};
 use crate::shared::Shared;
 
@@ -35,25 +36,6 @@ const NO_EVENT: u32 = u32::MAX;
 const BURST: usize = 64;
 /// The loop looks around at least this often.
 const IDLE: Duration = Duration::from_secs(1);
-
-/// What the owner of the lease says to its partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Lease {
-    /// No try begins after this moment.
-    pub valid_until: Instant,
-    /// What to do.
-    pub order: Order,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Work.
-    Own,
-    /// Begin nothing more, end what flies, write it down, return.
-    HandOver,
-    /// Somebody else owns it: drop everything.
-    Lost,
-}
 
 /// How a partition ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +53,7 @@ pub(crate) struct Partition {
     shared: Arc<Shared>,
     claim: Claim,
     lease: watch::Receiver<Lease>,
+    doubts: Doubts,
     book: Book,
     flights: Flights,
     gaps: GapTracker,
@@ -92,7 +75,12 @@ enum Event {
 }
 
 impl Partition {
-    pub(crate) fn new(shared: Arc<Shared>, claim: Claim, lease: watch::Receiver<Lease>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        claim: Claim,
+        lease: watch::Receiver<Lease>,
+        doubts: Doubts,
+    ) -> Self {
         let book = Book::new(shared.settings.book, claim.partition, Arc::clone(&shared.process));
         let mut views = shared.directory.subscribe();
         let view = Arc::clone(&views.borrow_and_update());
@@ -103,6 +91,7 @@ impl Partition {
             shared,
             claim,
             lease,
+            doubts,
             book,
             flights: FuturesUnordered::new(),
             gaps: GapTracker::new(),
@@ -131,13 +120,14 @@ impl Partition {
             self.write_down();
             let order = self.lease.borrow().order;
             match order {
-                Order::Lost => return Ok(Ended::Lost),
+                Order::Lost => return Ok(self.lose()),
                 Order::HandOver if self.flights.is_empty() && self.recorder.is_idle() => {
                     return Ok(Ended::HandedOver);
                 }
                 Order::HandOver | Order::Own => {}
             }
             self.go_on(order);
+            self.doubts.set(self.in_doubt());
             self.set(&mut timer);
             let event = tokio::select! {
                 changed = self.lease.changed() => match changed {
@@ -169,10 +159,28 @@ impl Partition {
                 () = &mut timer => Event::Tick,
             };
             if self.handle(event, &mut news) == Some(Ended::Lost) {
-                self.shared.meters.partition_lost();
-                return Ok(Ended::Lost);
+                return Ok(self.lose());
             }
         }
+    }
+
+    /// Tries that are on their way, and outcomes that are not in SQL: what another owner makes again.
+    fn in_doubt(&self) -> usize {
+        self.flights.len() + self.recorder.waiting()
+    }
+
+    /// Somebody else owns the partition: what is in doubt will come to its receivers twice. Said aloud, because
+    /// without a crash it is the only cause of copies.
+    fn lose(&self) -> Ended {
+        let (tries, lease) = (self.in_doubt(), *self.lease.borrow());
+        self.shared.meters.partition_lost(tries);
+        tracing::warn!(
+            partition = self.claim.partition,
+            tries,
+            renewed_ms_ago = lease.renewed_ms_ago(),
+            "lease lapsed with {tries} tries in flight"
+        );
+        Ended::Lost
     }
 
     fn handle(&mut self, event: Event, news: &mut Announcements) -> Option<Ended> {
@@ -216,7 +224,7 @@ impl Partition {
             while self.recorder.waiting() < UNRECORDED
                 && let Some(flight) = self.book.begin(now)
             {
-                self.flights.push(fly(Arc::clone(&self.shared), flight).boxed());
+                self.flights.push(fly(Arc::clone(&self.shared), flight, self.lease.clone()).boxed());
             }
             if self.reader.sweep_is_due() {
                 let (held, flying) = (self.book.held(), self.book.in_flight());
@@ -230,8 +238,7 @@ impl Partition {
 
     /// Whether the lease allows new tries and reads.
     fn may_begin(&self) -> bool {
-        let lease = self.lease.borrow();
-        lease.order == Order::Own && Instant::now() < lease.valid_until
+        self.lease.borrow().allows()
     }
 
     /// Room for what is read, and for what becomes of it.
@@ -355,12 +362,13 @@ impl Partition {
             Landing::NotBegun(why) => {
                 let owed = &flight.owed;
                 let job_id = owed.job_id().map(tracing::field::display);
-                tracing::warn!(
-                    webhook_id = owed.key.webhook_id(owed.seq),
-                    job_id,
-                    why,
-                    "webhook not sent yet"
-                );
+                let webhook_id = owed.key.webhook_id(owed.seq);
+                if self.may_begin() {
+                    tracing::warn!(webhook_id, job_id, why, "webhook not sent yet");
+                } else {
+                    // One line tells of a lease that lapses, not one for each webhook that waits for it.
+                    tracing::debug!(webhook_id, job_id, why, "webhook not sent yet");
+                }
                 self.book.postpone(&flight.owed, POSTPONE_MS, now);
                 match self.view.standing(flight.owed.key.target, flight.owed.event) {
                     Some(Standing::Live) => {}

@@ -275,6 +275,7 @@ fn outcome(claim: Claim, change: &Change) -> Outcome {
         last_error: change.last_error.clone(),
         failed: change.failed.clone(),
         duration_ms: change.duration_ms,
+        timings: change.timings,
         address: change.address.clone(),
         response: change.response.clone(),
         replays: change.replays,

@@ -85,7 +85,7 @@ impl Rig {
         config.nats.install = format!("t{}", Uuid::now_v7().simple());
         config.data.dir = folder.path().to_owned();
         config.webhooks.allow_loopback = true;
-        config.webhooks.partition_lease_ms = 1_000;
+        config.webhooks.partition_lease_ms = 3_000;
         config.webhooks.deadline_ms = 1_500;
         change(&mut config);
         Store::migrate(&open(folder.path())).await.unwrap();

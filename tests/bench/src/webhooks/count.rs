@@ -6,8 +6,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use uuid::Uuid;
 
-use super::ledger::Ledger;
-use super::setup::{Rig, delivery};
+use super::ledger::{Cause, Ledger};
+use super::setup::{Lapse, Rig, delivery};
 use super::{Cli, failed};
 use crate::children::Running;
 use crate::error::BenchError;
@@ -18,6 +18,8 @@ const LIFE: u64 = 3;
 const CHUNK: u64 = 200;
 /// A POST that was on its way when its sender was killed may be counted this much later.
 const SLACK: Duration = Duration::from_secs(2);
+/// Between two looks at what dispatchers say.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// How much and how rough.
 #[derive(Debug, clap::Args)]
@@ -48,13 +50,17 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
         alive.push(rig.dispatcher()?);
     }
     let (jobs, began) = (args.webhooks.div_ceil(LIFE), Instant::now());
-    let mut kills: Vec<Instant> = Vec::new();
+    let (mut kills, mut lapses): (Vec<Instant>, Vec<Lapse>) = (Vec::new(), Vec::new());
     let seed = args.seed.unwrap_or_else(rand::random);
     println!("seed                       {seed:>20}");
     let mut dice = StdRng::seed_from_u64(seed);
     let mut next_kill = soon(&mut dice, args.kill_every_ms);
-    let (mut owed, mut told) = (0, began);
+    let (mut owed, mut told, mut looked) = (0, began, began);
     loop {
+        if looked.elapsed() > LOOK {
+            looked = Instant::now();
+            lapses.extend(rig.lapses()?);
+        }
         if next_kill.is_some_and(|at| at <= Instant::now()) {
             let at = dice.random_range(0..alive.len());
             // Dropping it kills it with SIGKILL.
@@ -90,11 +96,15 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
     let settled = Instant::now();
     let mut books = rig.books().await?;
     while books.0 > 0 && settled.elapsed() < patience {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(LOOK).await;
+        lapses.extend(rig.lapses()?);
         books = rig.books().await?;
     }
     drop(alive);
-    let (doubles, unexplained) = ledger.doubles(&kills, SLACK);
+    lapses.extend(rig.lapses()?);
+    let killed = kills.iter().map(|at| Cause { from: *at, until: *at });
+    let causes: Vec<Cause> = killed.chain(lapses.iter().map(|lapse| lapse.cause)).collect();
+    let (doubles, unexplained) = ledger.doubles(&causes, SLACK);
     let (faults, distinct) = (ledger.faults(), ledger.distinct());
     let (pending, delivered, other) = books;
     let lost = (jobs * LIFE).saturating_sub(distinct);
@@ -102,7 +112,9 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
     println!("ids that arrived           {distinct:>10}   lost {lost}");
     println!("POSTs                      {:>10}   in {:.1} s", ledger.posts(), took.as_secs_f64());
     println!("dispatchers killed         {:>10}", kills.len());
-    println!("copies beyond the first    {doubles:>10}   without a kill that explains them {unexplained}");
+    let tries: u64 = lapses.iter().map(|lapse| lapse.tries).sum();
+    println!("leases that lapsed         {:>10}   with {tries} tries in flight", lapses.len());
+    println!("copies beyond the first    {doubles:>10}   without a cause that explains them {unexplained}");
     println!("copies with other bytes    {:>10}", faults.altered);
     println!("out of order within a job  {:>10}", faults.disordered);
     println!("signature did not hold     {:>10}", faults.unsigned);

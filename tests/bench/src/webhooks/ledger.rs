@@ -40,6 +40,15 @@ pub(super) struct Faults {
     pub(super) first: Option<String>,
 }
 
+/// What may cause copies: a kill, or a lease that lapsed with tries in flight.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cause {
+    /// When it began.
+    pub(super) from: Instant,
+    /// When it was over.
+    pub(super) until: Instant,
+}
+
 #[derive(Debug, Default)]
 struct Book {
     entries: HashMap<String, Entry>,
@@ -109,14 +118,15 @@ impl Ledger {
         self.book().faults.clone()
     }
 
-    /// Further copies, and those of them that no crash explains: between the copy before and this one, or shortly
-    /// before, some dispatcher was killed.
-    pub(super) fn doubles(&self, kills: &[Instant], slack: Duration) -> (u64, u64) {
+    /// Further copies, and those of them that nothing explains: what may cause copies happened between the copy before and
+    /// this one, or shortly before.
+    pub(super) fn doubles(&self, causes: &[Cause], slack: Duration) -> (u64, u64) {
         let book = self.book();
         let (mut doubles, mut unexplained) = (0, 0);
         for pair in book.entries.values().flat_map(|entry| entry.copies.windows(2)) {
             doubles += 1;
-            let explained = kills.iter().any(|at| *at + slack >= pair[0] && *at <= pair[1]);
+            let explained =
+                causes.iter().any(|cause| cause.until + slack >= pair[0] && cause.from <= pair[1]);
             unexplained += u64::from(!explained);
         }
         (doubles, unexplained)

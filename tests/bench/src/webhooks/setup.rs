@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use ringback_bus::{Bus, DeliveryAnnouncer};
@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use uuid::Uuid;
 
+use super::ledger::Cause;
 use super::{Cli, failed};
 use crate::children::{Running, find, free_port};
 use crate::error::BenchError;
@@ -27,6 +28,22 @@ use crate::instance::WEBHOOK_SECRET;
 const PROJECT: ProjectId = ProjectId(1);
 const READY: Duration = Duration::from_secs(60);
 
+/// A lease that lapsed with tries in flight.
+pub(super) struct Lapse {
+    /// From its last renewal until somebody noticed.
+    pub(super) cause: Cause,
+    /// How many tries.
+    pub(super) tries: u64,
+}
+
+/// The members of a dispatcher's log line that count here.
+#[derive(serde::Deserialize)]
+struct Said {
+    message: String,
+    tries: u64,
+    renewed_ms_ago: u64,
+}
+
 /// Everything but the receiver.
 pub(super) struct Rig {
     /// SQL.
@@ -35,6 +52,8 @@ pub(super) struct Rig {
     program: PathBuf,
     config: String,
     starts: u32,
+    /// How much of each dispatcher's log has been read.
+    read: BTreeMap<u32, usize>,
     _nats: Running,
     folder: TempDir,
 }
@@ -56,7 +75,8 @@ impl Rig {
         let store = Store::open(&open).await.map_err(failed)?;
         let config = format!(
             "[data]\ndir = {:?}\n[database]\nurl = {url:?}\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\n\
-             [webhooks]\nallow_loopback = true\npartition_lease_ms = 2000\n",
+             [webhooks]\nallow_loopback = true\npartition_lease_ms = 2000\n\
+             [telemetry]\nlog_format = \"json\"\n",
             folder.path()
         );
         let data = DataConfig { dir: folder.path().to_owned(), ..DataConfig::default() };
@@ -81,7 +101,7 @@ impl Rig {
             .clone()
             .or_else(|| beside.filter(|program| program.exists()))
             .unwrap_or_else(|| PathBuf::from("ringback-webhook-dispatcher"));
-        Ok(Self { store, announcer, program, config, starts: 0, _nats: nats, folder })
+        Ok(Self { store, announcer, program, config, starts: 0, read: BTreeMap::new(), _nats: nats, folder })
     }
 
     /// Starts a dispatcher; it is ready when it is.
@@ -92,9 +112,36 @@ impl Rig {
         std::fs::write(&config, text).map_err(|source| BenchError::file(&config, source))?;
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(&config);
-        let log = self.folder.path().join(format!("dispatcher-{}.log", self.starts));
+        let log = self.log(self.starts);
         let hint = "build it with `cargo build --release -p ringback-webhook-dispatcher` or name it with --dispatcher";
         Running::start("ringback-webhook-dispatcher", command, log, None, hint)
+    }
+
+    fn log(&self, start: u32) -> PathBuf {
+        self.folder.path().join(format!("dispatcher-{start}.log"))
+    }
+
+    /// Leases that lapsed with tries in flight, as dispatchers have said since the last call.
+    pub(super) fn lapses(&mut self) -> Result<Vec<Lapse>, BenchError> {
+        let (now, mut lapses) = (Instant::now(), Vec::new());
+        for start in 1..=self.starts {
+            let log = self.log(start);
+            let text = std::fs::read(&log).map_err(|source| BenchError::file(&log, source))?;
+            let from = self.read.entry(start).or_default();
+            let end = text.iter().rposition(|byte| *byte == b'\n').map_or(*from, |at| at + 1);
+            for line in text[*from..end].split(|byte| *byte == b'\n') {
+                let Ok(Said { message, tries, renewed_ms_ago }) = serde_json::from_slice(line) else {
+                    continue;
+                };
+                if message.starts_with("lease lapsed with") && tries > 0 {
+                    let span = Duration::from_millis(renewed_ms_ago);
+                    let cause = Cause { from: now.checked_sub(span).unwrap_or(now), until: now };
+                    lapses.push(Lapse { cause, tries });
+                }
+            }
+            *from = end;
+        }
+        Ok(lapses)
     }
 
     /// Commits deliveries, and announces them as the tracker does if `announced`.

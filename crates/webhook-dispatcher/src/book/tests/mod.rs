@@ -9,7 +9,7 @@ mod random;
 use ringback_contracts::v1;
 use ringback_domain::webhook::response::{Reason, TransportFault, Verdict};
 use ringback_domain::webhook::schedule::SlowDown;
-use ringback_store::deliveries::DeliveryState;
+use ringback_store::deliveries::{DeliveryState, Timings};
 
 use super::*;
 
@@ -90,9 +90,7 @@ fn tried(verdict: Verdict) -> Tried {
         detail: None,
         address: None,
         response: None,
-        dns_ms: None,
-        connect_ms: None,
-        first_byte_ms: None,
+        timings: Timings::default(),
     }
 }
 
