@@ -623,7 +623,7 @@ async fn let_go(message: Option<Message>, reason: Option<&str>) {
 /// The attempt's span, a child of the job's trace, and what goes on with the outcome. Where the trace is not
 /// recorded there is nothing to add to it.
 fn attempt_span(work: &Work, traceparent: String) -> (tracing::Span, String) {
-    if !traceparent.ends_with("-01") {
+    if !trace_context::is_sampled(&traceparent) {
         return (tracing::Span::none(), traceparent);
     }
     let span = tracing::info_span!(

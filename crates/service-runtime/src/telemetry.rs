@@ -47,7 +47,8 @@ static INITIALISED: OnceLock<()> = OnceLock::new();
 /// Installs logs (stderr) and traces for the process. The first call wins; a later one changes nothing and returns
 /// an empty guard, so that tests and the all-in-one may call it freely. With OTLP it must run inside a tokio runtime.
 ///
-/// Without a collector, spans get ids but record nothing, so `traceparent` flows at little cost.
+/// Without a collector spans get no ids: a caller's `traceparent` is handed on as it is, and jobs without one get a new
+/// one (see [`crate::trace_context`]).
 ///
 /// # Errors
 /// [`TelemetryError`].
@@ -58,8 +59,11 @@ pub fn init(service_name: &str, config: &TelemetryConfig) -> Result<TelemetryGua
     };
     let filter: EnvFilter = filter.parse().map_err(|error| TelemetryError::Filter(format!("{error}")))?;
     let (layer, provider) = match &config.otlp_endpoint {
-        None => propagation_layer(0.0),
-        Some(endpoint) => exporting_layer(service_name, endpoint, config.sampling_ratio)?,
+        None => (None, None),
+        Some(endpoint) => {
+            let (layer, provider) = exporting_layer(service_name, endpoint, config.sampling_ratio)?;
+            (Some(layer), Some(provider))
+        }
     };
     if INITIALISED.set(()).is_err() {
         return Ok(TelemetryGuard { provider: None });
@@ -77,10 +81,11 @@ pub fn init(service_name: &str, config: &TelemetryConfig) -> Result<TelemetryGua
     };
     // Err means that the program has its own subscriber (a test): logs go there.
     let _ = tracing_subscriber::registry().with(lines).with(layer).try_init();
-    Ok(TelemetryGuard { provider: Some(provider) })
+    Ok(TelemetryGuard { provider })
 }
 
 /// A layer that gives every span ids and exports nothing.
+#[cfg(test)]
 pub(crate) fn propagation_layer<S>(ratio: f64) -> (BoxedLayer<S>, SdkTracerProvider)
 where
     S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,

@@ -54,6 +54,13 @@ pub fn valid(traceparent: &str) -> Option<&str> {
     parse(traceparent).map(|_| traceparent)
 }
 
+/// Whether the spans of a valid `traceparent` are recorded: nothing has to be added to one whose are not.
+#[must_use]
+pub fn is_sampled(traceparent: &str) -> bool {
+    let last = traceparent.as_bytes().get(54).and_then(|digit| char::from(*digit).to_digit(16));
+    last.is_some_and(|flags| flags & 1 == 1)
+}
+
 fn render(trace: TraceId, span: SpanId, flags: TraceFlags) -> String {
     format!("00-{trace:032x}-{span:016x}-{:02x}", flags & TraceFlags::SAMPLED)
 }
@@ -91,6 +98,16 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn the_lowest_flag_says_whether_spans_are_recorded() {
+        let with = |flags: &str| format!("{}{flags}", &PARENT[..53]);
+        for (flags, sampled) in [("01", true), ("03", true), ("ff", true), ("00", false), ("02", false)] {
+            assert_eq!(is_sampled(&with(flags)), sampled, "{flags}");
+            assert_eq!(parse(&with(flags)).unwrap().is_sampled(), sampled, "{flags}");
+        }
+        assert!(!is_sampled("") && !is_sampled("01"));
+    }
 
     #[test]
     fn only_valid_texts_are_read() {

@@ -52,17 +52,27 @@ pub(crate) async fn fly(
     flight: Flight,
     lease: watch::Receiver<Lease>,
 ) -> (Flight, Landing) {
+    let span = span_of(&flight);
+    let landing = try_once(&shared, &flight, lease, &span).instrument(span.clone()).await;
+    (flight, landing)
+}
+
+/// The try's span, a child of the job's trace; none where the trace is not recorded.
+fn span_of(flight: &Flight) -> tracing::Span {
+    let owed = &flight.owed;
+    if !trace_context::is_sampled(&owed.traceparent) {
+        return tracing::Span::none();
+    }
     let span = tracing::info_span!(
         "webhook.post",
         otel.kind = "client",
-        webhook_id = flight.owed.key.webhook_id(flight.owed.seq),
-        job_id = flight.owed.job_id().map(tracing::field::display),
-        event = event_name(flight.owed.event),
+        webhook_id = owed.key.webhook_id(owed.seq),
+        job_id = owed.job_id().map(tracing::field::display),
+        event = event_name(owed.event),
         attempt = flight.n,
     );
-    trace_context::set_parent(&span, Some(flight.owed.traceparent.as_str()));
-    let landing = try_once(&shared, &flight, lease, &span).instrument(span.clone()).await;
-    (flight, landing)
+    trace_context::set_parent(&span, Some(owed.traceparent.as_str()));
+    span
 }
 
 async fn try_once(

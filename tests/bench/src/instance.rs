@@ -78,8 +78,11 @@ impl Instance {
         let ready = async || is_ready(&address).await;
         let took = running.until_ready("200 from /healthz/ready", READY_LIMIT, ready).await?;
         let pid = running.pid().unwrap_or_default();
-        let brokers =
-            procs::children(pid).into_iter().filter(|(_, name)| name.starts_with("nats")).map(|(pid, _)| pid);
+        // Not its child: a guard stands between, which ends the broker when the program is killed.
+        let brokers = procs::descendants(pid)
+            .into_iter()
+            .filter(|(_, name)| name.starts_with("nats"))
+            .map(|(pid, _)| pid);
         let brokers = Brokers(brokers.collect());
         Ok(Self { address, endpoints, start_ms: took.as_secs_f64() * 1000.0, running, brokers })
     }

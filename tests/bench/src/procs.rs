@@ -53,10 +53,8 @@ impl Group {
 
     fn pids(&self) -> Vec<u32> {
         let mut pids = vec![self.root];
-        let mut next = 0;
-        while self.with_descendants && next < pids.len() {
-            pids.extend(children(pids[next]).into_iter().map(|(pid, _)| pid));
-            next += 1;
+        if self.with_descendants {
+            pids.extend(descendants(self.root).into_iter().map(|(pid, _)| pid));
         }
         pids
     }
@@ -100,8 +98,19 @@ pub fn spent(before: &Snapshot, groups: &[Group]) -> Spent {
     Spent { cpu_s, others_share }
 }
 
+/// All processes below one, with their names.
+pub fn descendants(root: u32) -> Vec<(u32, String)> {
+    let mut found = children(root);
+    let mut next = 0;
+    while next < found.len() {
+        found.extend(children(found[next].0));
+        next += 1;
+    }
+    found
+}
+
 /// Direct children with their names.
-pub fn children(parent: u32) -> Vec<(u32, String)> {
+fn children(parent: u32) -> Vec<(u32, String)> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
@@ -181,11 +190,25 @@ mod tests {
 
     #[test]
     fn a_tree_holds_its_children() {
-        let mut child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
+        let mut shell = std::process::Command::new("sh").args(["-c", "sleep 30 & wait"]).spawn().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        // The shell's own child shows up a moment later.
+        let sleep = loop {
+            let below = descendants(std::process::id());
+            if let Some((pid, _)) = below.into_iter().find(|(_, name)| name == "sleep") {
+                break pid;
+            }
+            assert!(std::time::Instant::now() < deadline, "no grandchild");
+            std::thread::yield_now();
+        };
         let pids = Group::tree("self", std::process::id()).pids();
-        let found = pids.contains(&child.id());
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let found = [std::process::id(), shell.id(), sleep].iter().all(|pid| pids.contains(pid));
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(sleep.cast_signed()).unwrap(),
+            rustix::process::Signal::KILL,
+        )
+        .unwrap();
+        shell.wait().unwrap();
         assert!(found);
     }
 }

@@ -138,7 +138,7 @@ pub(super) fn input_of(stored: &StoredInput) -> Json<'_> {
 /// The trace that the POSTs of a job belong to: its own. A sampled one gets a span for the tracker's part.
 pub(super) fn trace_of(row: &JobRow) -> Option<String> {
     let trace = row.traceparent.as_deref()?;
-    if trace.ends_with("-00") {
+    if !trace_context::is_sampled(trace) {
         return Some(trace.to_owned());
     }
     let span =
