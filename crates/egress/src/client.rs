@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
-use ringback_domain::webhook::url::{UrlError, UrlPolicy, check_url};
+use ringback_domain::webhook::url::{UrlError, UrlPolicy};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use crate::error::EgressError;
+use crate::judge::Judge;
 use crate::resolver::{GuardedResolver, Lookup, SystemLookup};
 use crate::timings::{Clock, Permit, Timings};
 
@@ -112,13 +113,13 @@ pub struct Answer {
 #[derive(Clone)]
 pub struct Client {
     pub(crate) http: reqwest::Client,
-    policy: Arc<UrlPolicy>,
+    judge: Arc<Judge>,
     limits: Limits,
 }
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("policy", &self.policy).field("limits", &self.limits).finish()
+        f.debug_struct("Client").field("policy", self.judge.policy()).field("limits", &self.limits).finish()
     }
 }
 
@@ -156,7 +157,7 @@ impl Client {
             .connector_layer(crate::timings::layer())
             .build()
             .map_err(|error| BuildError::Http(error.without_url().to_string()))?;
-        Ok(Self { http, policy: Arc::new(policy), limits })
+        Ok(Self { http, judge: Arc::new(Judge::new(policy)), limits })
     }
 
     /// The limits that this client keeps.
@@ -170,7 +171,7 @@ impl Client {
     /// # Errors
     /// The rule it breaks.
     pub fn check(&self, url: &str) -> Result<CheckedUrl, UrlError> {
-        check_url(url, &self.policy).map(CheckedUrl)
+        self.judge.check(url).map(CheckedUrl)
     }
 
     /// Sends a request and reads its answer within the limits. A connection that ends before any answer is tried once

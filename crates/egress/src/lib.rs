@@ -15,6 +15,7 @@ mod config;
 mod download;
 mod error;
 mod get;
+mod judge;
 mod resolver;
 mod timings;
 mod upload;

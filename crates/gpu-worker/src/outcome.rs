@@ -22,8 +22,9 @@ use crate::spool::SpoolWriter;
 
 /// An outcome of a short job goes to disk only when the tracker has not answered within this time: until it
 /// is committed the job's message is unacknowledged, so a crash means that the job runs again, which
-/// at-least-once execution allows.
-const SPOOL_AFTER: Duration = Duration::from_millis(25);
+/// at-least-once execution allows. Several commits of a tracker under full load fit into it: with less, the spool's
+/// syncs contend with the very commits that make them needless.
+const SPOOL_AFTER: Duration = Duration::from_millis(100);
 /// A longer execution is worth a record at once.
 const EXPENSIVE_MS: u64 = 500;
 const MAX_BATCH: usize = 500;

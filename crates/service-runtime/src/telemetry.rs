@@ -7,6 +7,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use std::io::IsTerminal;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tracing::Subscriber;
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::filter::{EnvFilter, FilterFn};
@@ -43,6 +44,13 @@ impl Drop for TelemetryGuard {
 }
 
 static INITIALISED: OnceLock<()> = OnceLock::new();
+static EXPORTING: AtomicBool = AtomicBool::new(false);
+
+/// Whether [`init`] was given a collector. Without one, a span that no log line is written in serves nobody.
+#[must_use]
+pub fn is_exporting() -> bool {
+    EXPORTING.load(Relaxed)
+}
 
 /// Installs logs (stderr) and traces for the process. The first call wins; a later one changes nothing and returns
 /// an empty guard, so that tests and the all-in-one may call it freely. With OTLP it must run inside a tokio runtime.
@@ -79,6 +87,7 @@ pub fn init(service_name: &str, config: &TelemetryConfig) -> Result<TelemetryGua
     } else {
         lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter).boxed()
     };
+    EXPORTING.store(provider.is_some(), Relaxed);
     // Err means that the program has its own subscriber (a test): logs go there.
     let _ = tracing_subscriber::registry().with(lines).with(layer).try_init();
     Ok(TelemetryGuard { provider })

@@ -18,6 +18,7 @@ use ringback_service_runtime::{
     blobs::{BlobError, BlobKey},
     fault,
     json::check_text,
+    telemetry::is_exporting,
     trace_context,
 };
 use ringback_store::{
@@ -74,7 +75,11 @@ pub(crate) struct Trace {
 impl Trace {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         let parent = headers.get(trace_context::TRACEPARENT).and_then(|v| v.to_str().ok());
-        let span = tracing::info_span!(target: "ringback_api", "submit", job_id = tracing::field::Empty);
+        let span = if is_exporting() {
+            tracing::info_span!(target: "ringback_api", "submit", job_id = tracing::field::Empty)
+        } else {
+            tracing::Span::none()
+        };
         trace_context::set_parent(&span, parent);
         let traceparent = trace_context::traceparent_of(&span)
             // Without telemetry the caller's context is handed on as it is.
