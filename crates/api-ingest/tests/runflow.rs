@@ -3,9 +3,12 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::Server;
 use http::Method;
 use ringback_domain::webhook::runflow;
+use ringback_store::{Urgency, replays};
 use ringback_test_support::stack::Backend;
 use serde_json::{Value, json};
 
@@ -13,15 +16,71 @@ const MODEL: &str =
     "[[endpoints]]\nname = \"tts-v2\"\nalias = \"acme/tts\"\nexecutor = { builtin = \"echo\" }\n";
 const CALLBACK: &str = "http://127.0.0.1:9/callback?k=canary";
 
-async fn settle(server: &Server) {
-    server
-        .sql()
-        .await
-        .execute(
-            "UPDATE deliveries SET state = 1, attempts = 1, ended_at_ms = created_at_ms + 50, duration_ms = 20, \
-             next_attempt_at_ms = NULL, last_status = 200 WHERE state = 0",
-        )
-        .await;
+/// What is pending was acknowledged.
+async fn settle(server: &Server, backend: Backend) {
+    let response = if backend == Backend::Sqlite { "X'6f6b'" } else { "'\\x6f6b'::bytea" };
+    // Names in 2 ms, a connection in 9 ms, the first byte after 14 ms.
+    let timings = 3_i64 << 42 | 10 << 21 | 15;
+    let statement = format!(
+        "UPDATE deliveries SET state = 1, attempts = attempts + 1, duration_ms = 20, timings = {timings}, \
+         ended_at_ms = created_at_ms + 50 * (attempts + 1), next_attempt_at_ms = NULL, last_status = 200, \
+         address = '127.0.0.1:9', response = {response} WHERE state = 0"
+    );
+    server.sql().await.execute(&statement).await;
+}
+
+/// Works the replays off as a dispatcher does.
+async fn reopen_all(server: &Server) {
+    let taken =
+        server.store.write(Urgency::Now, |tx| Box::pin(replays::lease(tx, "d", 60_000, 10, false))).await;
+    for replay in taken.unwrap() {
+        let (page, more) = replays::next_page(server.store.read(), &replay, 10).await.unwrap();
+        let work = Arc::new((replay, page));
+        let opened = server.store.write(Urgency::Now, move |tx| {
+            let work = Arc::clone(&work);
+            Box::pin(async move { replays::reopen(tx, "d", &work.0, &work.1, more, 60_000).await })
+        });
+        assert_eq!(opened.await.unwrap(), Some(1));
+    }
+}
+
+/// A redelivery adds to what is told of the first success, and takes nothing of it.
+async fn a_redelivery_keeps_the_first_success(server: &Server, backend: Backend, run: &str, delivery: &str) {
+    let api = &server.api;
+    let log = async || {
+        let all = api.get(&format!("/v1/deliveries/{delivery}/attempts")).await.expect(200);
+        all["attempts"].as_array().unwrap().clone()
+    };
+    let first = log().await;
+    assert_eq!(first.len(), 1);
+    let facts = json!({"n": 1, "outcome": "delivered", "at": first[0]["at"], "duration_ms": 20, "dns_ms": 2,
+        "connect_ms": 9, "first_byte_ms": 14, "status": 200, "error": null, "address": "127.0.0.1:9",
+        "response": "ok"});
+    assert_eq!(first[0], facts);
+    reopen_all(server).await;
+    let pending = api.get(&format!("/v1/deliveries/{delivery}")).await.expect(200);
+    assert_eq!((&pending["state"], &pending["attempts"]), (&json!("pending"), &json!(1)), "{pending}");
+    assert_eq!(log().await, first, "while it is pending");
+    settle(server, backend).await;
+    let both = log().await;
+    assert_eq!((both.len(), &both[0]), (2, &first[0]), "{both:?}");
+    assert_eq!((&both[1]["n"], &both[1]["outcome"]), (&json!(2), &json!("delivered")));
+    assert_ne!(both[1]["at"], both[0]["at"]);
+    let of_job = api.get(&format!("/v1/jobs/{run}/deliveries")).await.expect(200);
+    assert_eq!(of_job["deliveries"][0]["failed_attempts"], json!([]), "{of_job}");
+    let history = api.get(&format!("/v1/runs/{run}/callback")).await.expect(200);
+    let told: Vec<_> = history["deliveries"].as_array().unwrap().iter().collect();
+    assert_eq!(told.len(), 2, "{history}");
+    for (told, automatic, n) in [(told[0], false, 2), (told[1], true, 1)] {
+        assert_eq!(
+            (&told["is_automatic"], &told["status"], &told["attempt_count"], &told["failure_reason_code"]),
+            (&json!(automatic), &json!("delivered"), &json!(1), &Value::Null),
+            "{history}"
+        );
+        assert_eq!(told["attempts"].as_array().unwrap().len(), 1, "{history}");
+        assert_eq!(told["attempts"][0]["attempt_number"], json!(n), "{history}");
+    }
+    assert!(told[1]["completed_at"].as_str() < told[0]["completed_at"].as_str(), "{history}");
 }
 
 async fn a_run_ends_with_runflows_body(backend: Backend) {
@@ -68,7 +127,7 @@ async fn a_run_ends_with_runflows_body(backend: Backend) {
         "{}",
         conflict.text
     );
-    settle(&server).await;
+    settle(&server, backend).await;
     let history = api.get(&format!("/v1/runs/{id}/callback")).await.expect(200);
     let told = &history["deliveries"][0];
     assert_eq!(history["callback_url"], "http://127.0.0.1:9/callback");
@@ -97,6 +156,7 @@ async fn a_run_ends_with_runflows_body(backend: Backend) {
     let made = api.post(&again, &json!({})).await.expect(202);
     assert_eq!((&made["run_id"], &made["is_automatic"]), (&json!(id), &json!(false)));
     assert_eq!(api.post(&again, &json!({})).await.status, 422, "a second one while the first runs");
+    a_redelivery_keeps_the_first_success(&server, backend, &id, delivery).await;
     // Without a callback, and others' runs.
     let silent = api.post("/v1/models/acme/tts/runs", &json!({"input": 1})).await.expect(201);
     let silent = silent["id"].as_str().unwrap();
@@ -171,7 +231,7 @@ async fn a_batch_of_a_model_ends_with_runflows_body(backend: Backend) {
     );
     let again = format!("/v1/batches/{id}/callback-redeliveries");
     assert_eq!(api.post(&again, &json!({})).await.status, 422, "it is pending");
-    settle(&server).await;
+    settle(&server, backend).await;
     assert_eq!(api.post(&again, &json!({})).await.expect(202)["batch_id"], json!(id));
     let history = api.get(&format!("/v1/batches/{id}/callback")).await.expect(200);
     assert_eq!(history["deliveries"].as_array().unwrap().len(), 1, "{history}");

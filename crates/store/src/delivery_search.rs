@@ -143,6 +143,8 @@ pub struct Found {
     pub attempts: u32,
     /// How often it was replayed.
     pub replays: u32,
+    /// Tries made before the last replay.
+    pub attempts_before: u32,
     /// When it was owed.
     pub created_at_ms: i64,
     /// When it is due; only while it is pending.
@@ -180,7 +182,7 @@ const COLUMNS: &str = "COALESCE(d.position, 0), d.owner_id, d.seq, d.target, d.e
                        d.last_error, d.duration_ms, d.address, d.response, \
                        d.timings, \
                        (SELECT j.sync_id FROM jobs j WHERE j.id = d.owner_id), \
-                       (SELECT 1 FROM batches b WHERE b.id = d.owner_id)";
+                       (SELECT 1 FROM batches b WHERE b.id = d.owner_id), d.attempts_before";
 
 fn read(row: &QueryResult) -> Result<Found, StoreError> {
     Ok(Found {
@@ -203,6 +205,7 @@ fn read(row: &QueryResult) -> Result<Found, StoreError> {
         timings: Timings::unpack(row.try_get_by_index(18)?),
         sync_id: row.try_get_by_index::<Option<i64>>(19)?.map(|n| n != 0),
         of_batch: small(row, 20)?.is_some(),
+        attempts_before: get_u32(row, 21, "deliveries.attempts_before")?,
     })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! api-ingest makes a row and takes it back; a dispatcher with a lease on the row works it off (P8), page by page in
 //! the order of the feed. The place it has reached moves in the transaction that opens the page's deliveries again,
-//! so a crash neither skips nor repeats one. Only what has ended is opened: what is still owed comes anyway.
+//! so a crash neither skips nor repeats one. Only what has ended is opened: what is still owed comes anyway. A success
+//! moves from its delivery's row into the log of attempts then.
 
 use ringback_domain::ProjectId;
 use sea_orm::{ConnectionTrait, QueryResult, Value};
@@ -343,6 +344,35 @@ pub async fn next_page<C: ConnectionTrait>(
     Ok((page, more))
 }
 
+/// Where the facts of a success go before its delivery is opened again: the columns that hold them will tell of the
+/// next try. On PostgreSQL the rows are locked, so that they are still these when they are opened.
+macro_rules! keep {
+    ($name:literal, $lock:literal) => {
+        Rows {
+            name: $name,
+            before: "WITH v (owner_id, seq, target) AS (VALUES ",
+            casts: &["bytea", "bigint", "bigint"],
+            after: concat!(
+                ") INSERT INTO delivery_attempts (owner_id, seq, target, n, at_ms, duration_ms, status, error, \
+                 address, response, dns_ms, connect_ms, first_byte_ms) \
+                 SELECT d.owner_id, d.seq, d.target, d.attempts, \
+                 COALESCE(d.ended_at_ms, d.created_at_ms) - COALESCE(d.duration_ms, 0), COALESCE(d.duration_ms, 0), \
+                 d.last_status, NULL, d.address, d.response, ",
+                // `Timings::pack`.
+                "NULLIF((d.timings >> 42) & 2097151, 0) - 1, NULLIF((d.timings >> 21) & 2097151, 0) - 1, \
+                 NULLIF(d.timings & 2097151, 0) - 1 FROM v JOIN deliveries d \
+                 ON d.owner_id = v.owner_id AND d.seq = v.seq AND d.target = v.target \
+                 WHERE +d.state = 1 AND d.attempts > 0",
+                $lock,
+                " ON CONFLICT (owner_id, seq, target, n) DO NOTHING"
+            ),
+        }
+    };
+}
+
+const KEEP: Rows = keep!("delivery_attempts.keep", "");
+const KEEP_LOCKED: Rows = keep!("delivery_attempts.keep_locked", " FOR UPDATE OF d");
+
 const REOPEN: Rows = Rows {
     name: "deliveries.reopen",
     before: "WITH v (owner_id, seq, target, now) AS (VALUES ",
@@ -391,6 +421,11 @@ pub async fn reopen(
     // Everybody locks in one order.
     let mut keys: Vec<DeliveryKey> = page.iter().map(|place| place.key).collect();
     keys.sort_by_key(|key| (key.owner, key.seq, key.target));
+    let keep = if tx.is_postgres() { KEEP_LOCKED } else { KEEP };
+    keep.execute(tx.conn(), &keys, |key, v| {
+        v.extend([sql::id(key.owner.as_bytes()), sql::int(key.seq), sql::int(key.target)]);
+    })
+    .await?;
     let now = tx.now_ms();
     let opened = REOPEN
         .execute(tx.conn(), &keys, |key, v| {

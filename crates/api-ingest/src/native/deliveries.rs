@@ -97,18 +97,11 @@ pub(crate) async fn list(
     Ok(json_value(StatusCode::OK, &json!({"deliveries": all, "next_cursor": next})))
 }
 
-/// The tries of a delivery in order: the failed ones, and the one that was acknowledged.
+/// The tries of a delivery in order: the logged ones, and the one whose success is its state.
 async fn tries(api: &Api, who: &Principal, d: &Found) -> Result<Vec<Value>, ApiError> {
     let all = attempts_of(api.store.read(), who.project, d.place.owner).await?;
-    let mut shown: Vec<Value> = all
-        .iter()
-        .filter(|t| (t.seq, t.target) == (d.place.seq, d.place.target))
-        .map(|t| {
-            let mut shown = attempt_json(t);
-            shown["outcome"] = "failed".into();
-            shown
-        })
-        .collect();
+    let mut shown: Vec<Value> =
+        all.iter().filter(|t| (t.seq, t.target) == (d.place.seq, d.place.target)).map(attempt_json).collect();
     if d.state == DeliveryState::Delivered {
         let took = d.duration_ms.unwrap_or_default();
         shown.push(json!({

@@ -216,8 +216,11 @@ pub(crate) async fn deliveries_json(
     Ok(all
         .into_iter()
         .map(|d| {
-            let failed: Vec<_> =
-                tries.iter().filter(|t| (t.seq, t.target) == (d.seq, d.target)).map(attempt_json).collect();
+            let failed: Vec<_> = tries
+                .iter()
+                .filter(|t| (t.seq, t.target) == (d.seq, d.target) && !t.is_delivered())
+                .map(attempt_json)
+                .collect();
             json!({
                 "id": d.id,
                 "seq": d.seq,
@@ -237,10 +240,11 @@ pub(crate) async fn deliveries_json(
         .collect())
 }
 
-/// A failed try.
+/// A logged try.
 pub(super) fn attempt_json(t: &AttemptView) -> serde_json::Value {
     json!({
         "n": t.n,
+        "outcome": if t.is_delivered() { "delivered" } else { "failed" },
         "at": rfc3339(t.at_ms),
         "duration_ms": t.duration_ms,
         "dns_ms": t.timings.dns_ms,

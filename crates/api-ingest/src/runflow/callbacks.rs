@@ -90,11 +90,11 @@ fn moment(ms: Option<i64>) -> Value {
 }
 
 /// Why a delivery has failed so far, in one word.
-fn reason(d: &Found) -> Option<String> {
-    if d.state == DeliveryState::Delivered {
+fn reason(state: DeliveryState, status: Option<u16>, error: Option<&str>) -> Option<String> {
+    if state == DeliveryState::Delivered {
         return None;
     }
-    match (d.last_status, &d.last_error) {
+    match (status, error) {
         (Some(status), _) => Some(format!("http_{status}")),
         (None, Some(_)) => Some("connection_error".to_owned()),
         (None, None) => None,
@@ -125,6 +125,26 @@ pub(super) fn attempt_json(t: &AttemptView) -> Value {
     })
 }
 
+/// What a delivery did before it was sent again. A life ends with its success; one that ended without any is told
+/// together with the one after it.
+fn former(d: &Found, tries: &[&AttemptView], automatic: bool) -> Value {
+    let last = tries.last();
+    let delivered = last.is_some_and(|t| t.is_delivered());
+    let state = if delivered { DeliveryState::Delivered } else { DeliveryState::Dead };
+    let created_at_ms =
+        if automatic { d.created_at_ms } else { tries.first().map_or(d.created_at_ms, |t| t.at_ms) };
+    json!({
+        "status": state.as_str(),
+        "is_automatic": automatic,
+        "attempt_count": tries.len(),
+        "next_attempt_at": null,
+        "failure_reason_code": last.and_then(|t| reason(state, t.status, t.error.as_deref())),
+        "created_at": time(TimestampMs(created_at_ms)),
+        "completed_at": moment(last.map(|t| t.at_ms.saturating_add_unsigned(t.duration_ms))),
+        "attempts": tries.iter().map(|t| attempt_json(t)).collect::<Vec<_>>(),
+    })
+}
+
 async fn history(api: &Api, who: &Principal, of: &Subject) -> Result<Value, ApiError> {
     let secret =
         live_secrets(api.store.read(), &api.key, who.project).await?.first().map(|s| s.id.to_string());
@@ -136,28 +156,35 @@ async fn history(api: &Api, who: &Principal, of: &Subject) -> Result<Value, ApiE
         let item =
             after_sequence(api.store.read(), who.project, &filter, d.place.seq.saturating_sub(1), 1).await?;
         let bytes: u64 = item.iter().flat_map(|i| &i.body.parts).map(|p| p.size_bytes).sum();
-        let mut attempts: Vec<Value> = tries
-            .iter()
-            .filter(|t| (t.seq, t.target) == (d.place.seq, d.place.target))
-            .map(attempt_json)
-            .collect();
+        let logged: Vec<&AttemptView> =
+            tries.iter().filter(|t| (t.seq, t.target) == (d.place.seq, d.place.target)).collect();
+        let (before, now) = logged.split_at(logged.partition_point(|t| t.n <= d.attempts_before));
+        let mut attempts: Vec<Value> = now.iter().map(|t| attempt_json(t)).collect();
         if d.state == DeliveryState::Delivered {
             attempts.push(acknowledged_json(&d));
         }
-        deliveries.push(json!({
-            "id": d.id(),
+        let earlier = before
+            .split_inclusive(|t| t.is_delivered())
+            .enumerate()
+            .map(|(n, life)| former(&d, life, n == 0));
+        let current = json!({
             "status": d.state.as_str(),
             "is_automatic": d.replays == 0,
-            "signing_secret_id": secret,
-            "attempt_count": d.attempts,
-            "max_attempts": max_attempts,
+            "attempt_count": d.attempts.saturating_sub(d.attempts_before),
             "next_attempt_at": moment(d.next_attempt_at_ms),
-            "failure_reason_code": reason(&d),
-            "payload_bytes": bytes,
+            "failure_reason_code": reason(d.state, d.last_status, d.last_error.as_deref()),
             "created_at": time(TimestampMs(d.created_at_ms)),
             "completed_at": moment(d.ended_at_ms),
             "attempts": attempts,
-        }));
+        });
+        let mut lives: Vec<Value> = earlier.chain([current]).collect();
+        for life in &mut lives {
+            life["id"] = d.id().into();
+            life["signing_secret_id"] = secret.clone().into();
+            life["max_attempts"] = max_attempts.into();
+            life["payload_bytes"] = bytes.into();
+        }
+        deliveries.extend(lives.into_iter().rev());
     }
     Ok(json!({"callback_url": of.callback_url.as_deref().map(redact_url), "deliveries": deliveries}))
 }

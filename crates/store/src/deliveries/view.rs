@@ -86,7 +86,7 @@ pub async fn deliveries_of<C: ConnectionTrait>(
         .collect()
 }
 
-/// A failed try in the attempts log.
+/// A try in the attempts log: one that failed, or a success whose delivery was opened again later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptView {
     /// Of which delivery: its seq.
@@ -101,7 +101,7 @@ pub struct AttemptView {
     pub duration_ms: u64,
     /// Status of the answer, if there was one.
     pub status: Option<u16>,
-    /// Why it failed.
+    /// Why it failed; nothing for a success.
     pub error: Option<String>,
     /// Who answered.
     pub address: Option<String>,
@@ -111,7 +111,16 @@ pub struct AttemptView {
     pub timings: Timings,
 }
 
-/// The failed tries of all deliveries of one job or batch, in order. Empty for another project's.
+impl AttemptView {
+    /// Whether the receiver acknowledged it.
+    #[must_use]
+    pub fn is_delivered(&self) -> bool {
+        self.error.is_none() && self.status.is_some_and(|status| (200..300).contains(&status))
+    }
+}
+
+/// The logged tries of all deliveries of one job or batch, in order; the success of one that is delivered is in its
+/// own row. Empty for another project's.
 ///
 /// # Errors
 /// The database's, and a corrupt row.
