@@ -5,6 +5,7 @@
 // Panics of this crate are test failures, never user paths.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+pub mod collector;
 pub mod receivers;
 pub mod tiny_model;
 

@@ -2,67 +2,15 @@
 //! is an error or a list, no metric and no span holds one of them.
 
 use base64::Engine as _;
-use bytes::Bytes;
 use http::Method;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use ringback_test_support::client::{Client, Reply};
 use ringback_test_support::receiver::Mode;
 use ringback_test_support::stack::{Backend, Options, Stack};
 use ringback_test_support::tools;
 use ringback_test_support::wait::until;
+use ringback_tests::collector::Collector;
 use ringback_tests::{LATER, SOON, handler};
 use serde_json::{Value, json};
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
-
-/// An OTLP collector: takes what is exported and keeps the bytes.
-struct Collector {
-    address: String,
-    taken: Arc<Mutex<Vec<u8>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Collector {
-    async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listen");
-        let address = format!("http://{}", listener.local_addr().expect("an address"));
-        let taken: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let kept = Arc::clone(&taken);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let kept = Arc::clone(&kept);
-                let service = service_fn(move |request| take(request, Arc::clone(&kept)));
-                let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
-            }
-        });
-        Self { address, taken, task }
-    }
-
-    fn holds(&self, text: &str) -> bool {
-        let taken = self.taken.lock().expect("not poisoned");
-        taken.windows(text.len()).any(|bytes| bytes == text.as_bytes())
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn take(
-    request: http::Request<hyper::body::Incoming>,
-    kept: Arc<Mutex<Vec<u8>>>,
-) -> Result<http::Response<http_body_util::Empty<Bytes>>, Infallible> {
-    use http_body_util::BodyExt as _;
-    if let Ok(body) = request.into_body().collect().await {
-        kept.lock().expect("not poisoned").extend_from_slice(&body.to_bytes());
-    }
-    let answer = http::Response::builder().header("content-type", "application/grpc");
-    Ok(answer.header("grpc-status", "0").body(http_body_util::Empty::new()).expect("an answer"))
-}
 
 /// What must not be seen, with a name for each.
 #[derive(Default)]
@@ -342,7 +290,7 @@ async fn no_secret_shows_in_logs_errors_lists_metrics_and_traces() {
     }
     // The ends of the processes have sent the last spans.
     assert!(collector.holds("webhook.post") && collector.holds("submit"), "no spans were exported");
-    let taken = collector.taken.lock().expect("not poisoned").clone();
+    let taken = collector.taken();
     secrets.assert_not_in("an exported span", &String::from_utf8_lossy(&taken));
     assert!(jobs.iter().all(|id| String::from_utf8_lossy(&taken).contains(id.as_str())), "spans of all jobs");
     // Each of them was really in use.
