@@ -91,6 +91,8 @@ pub enum CudaError {
         call: &'static str,
         /// Its code.
         detail: String,
+        /// Whether the same call would be refused again.
+        lasting: bool,
     },
     /// The folder for compiled kernels cannot be used.
     #[error("the kernel cache {path} cannot be used: {source}")]
@@ -115,7 +117,13 @@ impl CudaError {
 /// What a driver's error means for the engine that runs.
 pub(crate) fn engine_error(call: &'static str, error: DriverError) -> EngineError {
     let detail = format!("{call}: the driver says {:?}", error.0);
-    if is_sticky(error.0) { EngineError::Poisoned { detail } } else { EngineError::Transient { detail } }
+    if is_sticky(error.0) {
+        EngineError::Poisoned { detail }
+    } else if is_lasting(error.0) {
+        EngineError::Rejected { detail }
+    } else {
+        EngineError::Transient { detail }
+    }
 }
 
 impl From<CudaError> for EngineError {
@@ -123,6 +131,7 @@ impl From<CudaError> for EngineError {
         let detail = error.to_string();
         match error {
             CudaError::Driver { poisoned: true, .. } => Self::Poisoned { detail },
+            CudaError::Cublas { lasting: true, .. } => Self::Rejected { detail },
             _ => Self::Transient { detail },
         }
     }
@@ -130,6 +139,18 @@ impl From<CudaError> for EngineError {
 
 /// Whether every later call of this process will fail too. Errors of the hardware and of kernels stay in the context;
 /// so does whatever this list does not know, because a worker that restarts is better than one that fails for ever.
+/// What leaves the context whole, and would be refused again: handed back, the job would come again for ever.
+fn is_lasting(code: CUresult) -> bool {
+    matches!(
+        code,
+        CUresult::CUDA_ERROR_INVALID_VALUE
+            | CUresult::CUDA_ERROR_NOT_SUPPORTED
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+    )
+}
+
 fn is_sticky(code: CUresult) -> bool {
     !matches!(
         code,
@@ -169,6 +190,21 @@ mod tests {
             assert_eq!(engine_error("a test", DriverError(code)).class(), class, "{code:?}");
             let made = CudaError::driver("a test", DriverError(code));
             assert_eq!(EngineError::from(made).class(), class, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn what_would_be_refused_again_is_not_tried_again() {
+        for code in [CUresult::CUDA_ERROR_INVALID_VALUE, CUresult::CUDA_ERROR_NOT_SUPPORTED] {
+            assert_eq!(
+                engine_error("a test", DriverError(code)).class(),
+                FailureClass::Permanent,
+                "{code:?}"
+            );
+        }
+        for (lasting, class) in [(true, FailureClass::Permanent), (false, FailureClass::Transient)] {
+            let error = CudaError::Cublas { call: "a test", detail: String::new(), lasting };
+            assert_eq!(EngineError::from(error).class(), class);
         }
     }
 }

@@ -9,7 +9,8 @@ use cudarc::{
     cublaslt::{
         result::{self, CublasError},
         sys::{
-            self, cublasComputeType_t, cublasLtEpilogue_t, cublasLtMatmulDescAttributes_t, cudaDataType_t,
+            self, cublasComputeType_t, cublasLtEpilogue_t, cublasLtMatmulDescAttributes_t, cublasStatus_t,
+            cudaDataType_t,
         },
     },
     driver::sys::CUstream,
@@ -92,7 +93,15 @@ impl Operation {
 }
 
 fn failed(call: &'static str) -> impl Fn(CublasError) -> CudaError {
-    move |error| CudaError::Cublas { call, detail: format!("{:?}", error.0) }
+    move |error| {
+        let lasting = matches!(
+            error.0,
+            cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE
+                | cublasStatus_t::CUBLAS_STATUS_ARCH_MISMATCH
+                | cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
+        );
+        CudaError::Cublas { call, detail: format!("{:?}", error.0), lasting }
+    }
 }
 
 fn data_type(precision: Precision) -> cudaDataType_t {

@@ -52,6 +52,7 @@ fn text(text: &str) -> EncodeInput {
 }
 
 /// Something for a batch to do besides giving rows.
+type Health = Box<dyn FnMut() -> Result<(), EngineError> + Send>;
 type Act = Box<dyn FnMut(&Batch) -> Result<(), EngineError> + Send>;
 
 /// An engine whose rows tell the ids that were in the sequence, and that does `act` first.
@@ -60,6 +61,7 @@ struct Scripted {
     depth: usize,
     submitted: VecDeque<Batch>,
     act: Act,
+    health: Health,
     most_submitted: Arc<Mutex<usize>>,
 }
 
@@ -78,7 +80,14 @@ impl Scripted {
             max_seq_len: model.encoder().max_seq_len,
             output_width: model.encoder().output_width(),
         };
-        Self { info, depth, submitted: VecDeque::new(), act: Box::new(act), most_submitted: Arc::default() }
+        Self {
+            info,
+            depth,
+            submitted: VecDeque::new(),
+            act: Box::new(act),
+            health: Box::new(|| Ok(())),
+            most_submitted: Arc::default(),
+        }
     }
 }
 
@@ -109,7 +118,7 @@ impl Engine for Scripted {
         Ok(())
     }
     fn health(&mut self) -> Result<(), EngineError> {
-        Ok(())
+        (self.health)()
     }
 }
 
@@ -315,6 +324,49 @@ fn a_passing_failure_leaves_the_service_working() {
     let service = start(&model, engine, ServiceOptions::default());
     let error = block_on(service.handle().encode(vec![text("dogs")], None)).expect_err("busy");
     assert_eq!(error.class(), FailureClass::Transient);
+    block_on(service.handle().encode(vec![text("dogs")], None)).expect("a row");
+    assert_eq!(service.handle().health(), ServiceHealth::Ready);
+}
+
+#[test]
+fn an_engine_that_is_away_for_a_while_comes_back_without_a_batch() {
+    let model = model();
+    let busy = || EngineError::Transient { detail: "another process has its memory".into() };
+    let mut engine = Scripted::new(&model, 1, move |_| Err(busy()));
+    let mut checks = 0;
+    engine.health = Box::new(move || {
+        checks += 1;
+        if checks < 3 { Err(busy()) } else { Ok(()) }
+    });
+    let service = start(&model, engine, ServiceOptions::default());
+    let handle = service.handle();
+    block_on(handle.encode(vec![text("dogs")], None)).expect_err("busy");
+    let since = Instant::now();
+    let mut degraded = false;
+    // Nobody sends anything: a worker whose engine is in trouble takes no jobs.
+    while handle.health() != ServiceHealth::Ready || !degraded {
+        degraded |= handle.health() == ServiceHealth::Degraded(busy());
+        assert!(since.elapsed() < PATIENCE, "{:?}", handle.health());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_batch_that_works_ends_the_trouble() {
+    let model = model();
+    let busy = || EngineError::Transient { detail: "busy".into() };
+    let mut failed = false;
+    let mut engine =
+        Scripted::new(
+            &model,
+            1,
+            move |_| {
+                if std::mem::replace(&mut failed, true) { Ok(()) } else { Err(busy()) }
+            },
+        );
+    engine.health = Box::new(move || Err(busy()));
+    let service = start(&model, engine, ServiceOptions::default());
+    block_on(service.handle().encode(vec![text("dogs")], None)).expect_err("busy");
     block_on(service.handle().encode(vec![text("dogs")], None)).expect("a row");
     assert_eq!(service.handle().health(), ServiceHealth::Ready);
 }

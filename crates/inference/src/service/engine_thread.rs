@@ -10,8 +10,11 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{PoisonError, mpsc::Sender},
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+/// An engine that does not work now is asked again so often: nobody sends it batches meanwhile.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// A batch that the engine has and whose rows are not collected.
 struct Running {
@@ -72,6 +75,7 @@ impl EngineThread<'_> {
                 match self.next_batch() {
                     Next::Batch(entries) => self.submit(entries),
                     Next::Nothing => break,
+                    Next::Probe => self.probe(),
                     Next::Closed => return self.finish(),
                 }
             }
@@ -100,7 +104,17 @@ impl EngineThread<'_> {
                     if !self.running.is_empty() {
                         return Next::Nothing;
                     }
-                    queue = self.shared.queue_changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    let changed = &self.shared.queue_changed;
+                    if matches!(queue.health, ServiceHealth::Degraded(_)) {
+                        let (woken, waited) =
+                            changed.wait_timeout(queue, PROBE_EVERY).unwrap_or_else(PoisonError::into_inner);
+                        if waited.timed_out() {
+                            return Next::Probe;
+                        }
+                        queue = woken;
+                    } else {
+                        queue = changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    }
                 }
                 let popped = queue.batcher.pop(Instant::now(), |sequence| sequence.request.is_over());
                 self.shared.tell(&queue);
@@ -147,6 +161,8 @@ impl EngineThread<'_> {
     fn deliver(&mut self, entries: Vec<Entry>, tokens: usize, number: u64, begun: Instant, outputs: Outputs) {
         let inference = begun.elapsed();
         let sequences = entries.len();
+        // Whatever was wrong has passed.
+        self.set_health(ServiceHealth::Ready);
         self.shared.observer.batch(&BatchReport { sequences, tokens, inference, succeeded: true });
         let _ = self.results.send(finisher::Result::Rows { entries, outputs, number, begun, inference });
     }
@@ -178,6 +194,11 @@ impl EngineThread<'_> {
         if !self.running.is_empty() {
             return;
         }
+        self.probe();
+    }
+
+    /// Finds out whether the engine works.
+    fn probe(&mut self) {
         let engine = &mut self.engine;
         match guarded(|| engine.health()) {
             Ok(()) => self.set_health(ServiceHealth::Ready),
@@ -213,6 +234,7 @@ impl EngineThread<'_> {
 enum Next {
     Batch(Vec<Entry>),
     Nothing,
+    Probe,
     Closed,
 }
 

@@ -33,6 +33,8 @@ const BLOCKING_BYTES: usize = 32 * 1024;
 const BLOCKING_NUMBERS: usize = 16 * 1024;
 /// A queue that is full is asked again after this time.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
+/// A job whose engine failed for now keeps its slot so long before it goes back.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
 
 /// A loaded model and its engine.
 pub(crate) struct Encoder {
@@ -94,7 +96,13 @@ impl Encoder {
         let Ok(_room) = self.room.acquire_many(room).await else { return back("the encoder has stopped") };
         match self.encode(&asked.inputs, deadline).await {
             Ok(encoded) => self.answer(asked, encoded).await,
-            Err(error) => self.failed(&asked, error),
+            Err(error) => {
+                if matches!(&error, EncodeError::Engine(e) if e.class() == FailureClass::Transient) {
+                    // The job comes again: not at once, and not a thousand times a second.
+                    tokio::time::sleep(FAILED_PAUSE).await;
+                }
+                self.failed(&asked, error)
+            }
         }
     }
 
