@@ -71,10 +71,12 @@ bench: setup-nats ## Measure the whole way and the floor beside it (the profile 
 	@$(TARGET_DIR)/dist/ringback-bench --ringback $(TARGET_DIR)/dist/ringback $(ARGS)
 
 .PHONY: bench-webhooks
-bench-webhooks: setup-nats ## Measure the dispatcher alone beside bare POSTs, and good receivers beside bad ones
+bench-webhooks: setup-nats ## Measure the dispatcher alone, count 100,000 webhooks under kills, owe a million, good receivers beside bad ones
 	@cargo build --profile dist -p ringback-webhook-dispatcher -p ringback-bench
 	@$(TARGET_DIR)/dist/ringback-count speed
 	@$(TARGET_DIR)/dist/ringback-count neighbours
+	@$(TARGET_DIR)/dist/ringback-count count
+	@$(TARGET_DIR)/dist/ringback-count owed
 
 .PHONY: bench-inference
 bench-inference: ## Measure the CPU engine beside onnxruntime: tokens per CPU second
