@@ -32,6 +32,8 @@ scenarios! {
     completions_tell_tokens_and_text: 30_000,
     retries_of_all_runs_are_heard: 30_000,
     progress_is_told_now_and_then_and_its_last_value_for_certain: 30_000,
+    a_stuck_receiver_costs_the_others_nothing: 30_000,
+    a_stuck_receiver_of_text_holds_up_no_progress: 30_000,
     text_of_a_completion_is_told_from_its_beginning: 30_000,
     a_lost_worker_is_told_once: 30_000,
     tokens_are_counted_and_told: 30_000,
@@ -437,6 +439,106 @@ async fn progress_is_told_now_and_then_and_its_last_value_for_certain(rig: &mut 
         .number("SELECT COUNT(*) FROM deliveries WHERE partition <> (SELECT MAX(partition) FROM deliveries WHERE event = 2)")
         .await;
     assert_eq!(other, 0);
+    rig.books_balance().await;
+}
+
+/// The word that one webhook took what it got.
+async fn taken_by(rig: &Rig, webhook: i64) {
+    let text = "UPDATE deliveries SET state = 1 WHERE state = 0 AND target = $1";
+    rig.store
+        .write(Urgency::Now, move |tx| {
+            Box::pin(
+                async move { sql::execute(tx.conn(), text, [(65_536 + webhook).into()]).await.map(drop) },
+            )
+        })
+        .await
+        .unwrap();
+}
+
+/// The progress values that a webhook was told, in order.
+async fn values_told(rig: &Rig, webhook: i64) -> Vec<i64> {
+    let told = owed(rig, webhook).await.into_iter().filter(|(name, _)| name == "job.progress");
+    let mut all: Vec<i64> = told.map(|(_, b)| b["data"]["progress"]["n"].as_i64().unwrap()).collect();
+    all.sort_unstable();
+    all
+}
+
+async fn a_stuck_receiver_costs_the_others_nothing(rig: &mut Rig) {
+    use ringback_test_support::wait::until;
+    rig.tracker().await;
+    let soon = std::time::Duration::from_secs(20);
+    let quick = webhook(rig, 0, json!({"events": ["job.progress"]})).await;
+    let stuck = webhook(rig, 0, json!({"events": ["job.progress"]})).await;
+    let (job, attempt) = (rig.job().await, first());
+    rig.heartbeat(progress(job, attempt, "{\"n\":0}")).await;
+    taken_by(rig, quick).await;
+    for n in 1..=2_i64 {
+        rig.heartbeat(progress(job, attempt, &format!("{{\"n\":{n}}}"))).await;
+        until("the quick one's news", soon, || async {
+            (values_told(rig, quick).await.last() == Some(&n)).then_some(())
+        })
+        .await;
+        taken_by(rig, quick).await;
+        // The timer looks several times after the stuck one, and each time the quick one could take a copy.
+        let told_at = "SELECT told_at_ms FROM progress_notices";
+        let since = rig.number(told_at).await;
+        until("four looks of the timer", soon, || async {
+            taken_by(rig, quick).await;
+            (rig.number(told_at).await >= since + 2_000).then_some(())
+        })
+        .await;
+        assert_eq!(values_told(rig, quick).await, (0..=n).collect::<Vec<_>>(), "each news once");
+        assert_eq!(values_told(rig, stuck).await, [0]);
+    }
+    taken_by(rig, stuck).await;
+    until("the newest for the one that was stuck", soon, || async {
+        (values_told(rig, stuck).await == [0, 2]).then_some(())
+    })
+    .await;
+    assert_eq!(values_told(rig, quick).await, [0, 1, 2]);
+    assert_eq!(rig.number("SELECT COUNT(*) FROM progress_notices WHERE waiting > 0").await, 0);
+    rig.outcome("w", success(job, attempt, "1")).await;
+    rig.books_balance().await;
+}
+
+async fn a_stuck_receiver_of_text_holds_up_no_progress(rig: &mut Rig) {
+    use ringback_test_support::wait::until;
+    rig.tracker().await;
+    let soon = std::time::Duration::from_secs(20);
+    rig.execute("UPDATE endpoints SET config = '{\"kind\":\"completion\",\"model\":\"m-1\"}'").await;
+    let both = webhook(rig, 0, json!({"events": ["completion.streaming", "job.progress"]})).await;
+    let stuck = webhook(rig, 0, json!({"events": ["completion.streaming", "job.progress"]})).await;
+    let (job, attempt) = (rig.job().await, first());
+    let count = async |rig: &Rig, of: i64, event: &str| -> usize {
+        names(rig, of).await.iter().filter(|name| *name == event).count()
+    };
+    for n in 0..3_u32 {
+        let chunk = v1::Chunk {
+            attempt: Some(ringback_contracts::attempt_to_wire(&job, &attempt)),
+            n,
+            output: json!({"choices": [{"delta": {"content": "a"}}]}).to_string().into(),
+            started_at_ms: ringback_service_runtime::time::now_ms(),
+        };
+        let batch = v1::ChunkBatch { version: VERSION, worker_id: "w".into(), chunks: vec![chunk] };
+        rig.ask::<v1::ChunkReply>(Verb::Chunks, &batch).await;
+        rig.heartbeat(progress(job, attempt, &format!("{{\"n\":{n}}}"))).await;
+        until("the text and the progress", soon, || async {
+            taken_by(rig, both).await;
+            let text = count(rig, both, "completion.streaming").await;
+            (text > n as usize && values_told(rig, both).await.last() == Some(&i64::from(n))).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(owed(rig, both).await.len(), 6, "each news once: {:?}", names(rig, both).await);
+    assert_eq!(names(rig, stuck).await, ["completion.streaming"]);
+    // It gets the newest of both kinds, one after the other as it takes them.
+    until("both kinds for the one that was stuck", soon, || async {
+        taken_by(rig, stuck).await;
+        (owed(rig, stuck).await.len() == 3).then_some(())
+    })
+    .await;
+    assert_eq!(values_told(rig, stuck).await, [2]);
+    rig.outcome("w", success(job, attempt, r#"{"text":"aaa"}"#)).await;
     rig.books_balance().await;
 }
 

@@ -17,6 +17,8 @@ use crate::{
 pub const PROGRESS: u32 = 1;
 /// Bit of [`Notice::waiting`]: text of a completion was not told.
 pub const STREAMING: u32 = 2;
+/// Bit of [`Notice::waiting`] that stands in the row only: a target is behind.
+const SOMEBODY: u32 = 4;
 /// The text that is collected goes no further: the end has all of it.
 pub const CONTENT_MAX_BYTES: usize = 64 * 1024;
 
@@ -31,14 +33,27 @@ pub struct Notice {
     pub attempt: u32,
     /// When something was told last, Unix ms.
     pub told_at_ms: i64,
-    /// What was not told.
+    /// What came and was offered to nobody yet.
     pub waiting: u32,
     /// The completion's text so far.
     pub content: String,
     /// Number of the next piece of text.
     pub next_n: u32,
-    /// The last event of each target.
-    pub last: Vec<(u32, Uuid)>,
+    /// What each target was told.
+    pub last: Vec<Told>,
+}
+
+/// Where one target stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Its number.
+    pub target: u32,
+    /// The last event that it got.
+    pub event: Uuid,
+    /// Bit of what that event told.
+    pub kind: u32,
+    /// Bits of what came while it had not taken that event.
+    pub behind: u32,
 }
 
 impl Notice {
@@ -69,32 +84,68 @@ impl Notice {
         self.waiting |= STREAMING;
     }
 
-    /// Notes the event that a target got.
-    pub fn told(&mut self, target: u32, event: Uuid) {
-        self.last.retain(|(t, _)| *t != target);
-        self.last.push((target, event));
+    /// What a target was told.
+    #[must_use]
+    pub fn of(&self, target: u32) -> Option<&Told> {
+        self.last.iter().find(|t| t.target == target)
+    }
+
+    /// Notes the event that a target got, and what it has yet to get.
+    pub fn told(&mut self, told: Told) {
+        self.last.retain(|t| t.target != told.target);
+        self.last.push(told);
+    }
+
+    /// Whether anything waits for anybody.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.waiting != 0 || self.last.iter().any(|t| t.behind != 0)
+    }
+
+    fn stored_waiting(&self) -> u32 {
+        let somebody = self.last.iter().any(|t| t.behind != 0);
+        self.waiting | if somebody { SOMEBODY } else { 0 }
     }
 }
 
 const TARGET_BYTES: usize = 20;
+/// Begins, in the place of an event's key, the second entry of a target: its bits follow. No key begins like that.
+const BITS: [u8; 14] = [0; 14];
 
-fn encode_last(last: &[(u32, Uuid)]) -> Vec<u8> {
-    last.iter().flat_map(|(target, id)| target.to_be_bytes().into_iter().chain(*id.as_bytes())).collect()
-}
-
-fn decode_last(bytes: &[u8]) -> Result<Vec<(u32, Uuid)>, StoreError> {
-    let corrupt = || StoreError::corrupt("progress_notices.last");
-    if !bytes.len().is_multiple_of(TARGET_BYTES) {
-        return Err(corrupt());
+/// An entry with the last event of each target; a second one where it is behind.
+fn encode_last(last: &[Told]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(last.len() * TARGET_BYTES);
+    for told in last {
+        bytes.extend_from_slice(&told.target.to_be_bytes());
+        bytes.extend_from_slice(told.event.as_bytes());
+        if told.behind != 0 {
+            bytes.extend_from_slice(&told.target.to_be_bytes());
+            bytes.extend_from_slice(&BITS);
+            bytes.extend([told.kind, told.behind].map(|bits| bits.to_be_bytes()[3]));
+        }
     }
     bytes
-        .chunks_exact(TARGET_BYTES)
-        .map(|chunk| {
-            let (target, id) = chunk.split_at(4);
-            let target = u32::from_be_bytes(target.try_into().map_err(|_| corrupt())?);
-            Ok((target, Uuid::from_slice(id).map_err(|_| corrupt())?))
-        })
-        .collect()
+}
+
+fn decode_last(bytes: &[u8]) -> Result<Vec<Told>, StoreError> {
+    let corrupt = || StoreError::corrupt("progress_notices.last");
+    let (chunks, rest) = bytes.as_chunks::<TARGET_BYTES>();
+    if !rest.is_empty() {
+        return Err(corrupt());
+    }
+    let mut last: Vec<Told> = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        let (target, id) = chunk.split_at(4);
+        let target = u32::from_be_bytes(target.try_into().map_err(|_| corrupt())?);
+        if let Some([kind, behind]) = id.strip_prefix(&BITS) {
+            let told = last.last_mut().filter(|t| t.target == target).ok_or_else(corrupt)?;
+            (told.kind, told.behind) = (u32::from(*kind), u32::from(*behind));
+        } else {
+            let event = Uuid::from_slice(id).map_err(|_| corrupt())?;
+            last.push(Told { target, event, kind: 0, behind: 0 });
+        }
+    }
+    Ok(last)
 }
 
 const SELECT: Rows = Rows {
@@ -120,7 +171,7 @@ fn read(row: &QueryResult) -> Result<Notice, StoreError> {
         run: get_u32(row, 1, "progress_notices.run")?,
         attempt: get_u32(row, 2, "progress_notices.attempt")?,
         told_at_ms: row.try_get_by_index(3)?,
-        waiting: get_u32(row, 4, "progress_notices.waiting")?,
+        waiting: get_u32(row, 4, "progress_notices.waiting")? & !SOMEBODY,
         content: row.try_get_by_index(5)?,
         next_n: get_u32(row, 6, "progress_notices.next_n")?,
         last: decode_last(&row.try_get_by_index::<Vec<u8>>(7)?)?,
@@ -148,7 +199,7 @@ pub async fn put_notices(tx: &WriteTx, notices: &[Notice]) -> Result<(), StoreEr
                 sql::int(n.run),
                 sql::int(n.attempt),
                 Value::from(n.told_at_ms),
-                sql::int(n.waiting),
+                sql::int(n.stored_waiting()),
                 // PostgreSQL's texts hold no NUL.
                 Value::from(n.content.replace('\0', "")),
                 sql::int(n.next_n),
@@ -175,7 +226,8 @@ pub async fn drop_notices(tx: &WriteTx, jobs: &[JobId]) -> Result<Vec<(u32, Uuid
     let rows = DROP.query(tx.conn(), jobs, |id, v| v.push(sql::id(id.as_bytes()))).await?;
     let mut last = Vec::new();
     for row in &rows {
-        last.extend(decode_last(&row.try_get_by_index::<Vec<u8>>(0)?)?);
+        let told = decode_last(&row.try_get_by_index::<Vec<u8>>(0)?)?;
+        last.extend(told.iter().map(|t| (t.target, t.event)));
     }
     Ok(last)
 }
@@ -272,8 +324,16 @@ mod tests {
 
     #[test]
     fn targets_read_back() {
-        let last = vec![(65_537, Uuid::from_u128(7)), (u32::MAX, Uuid::from_u128(u128::MAX))];
-        assert_eq!(decode_last(&encode_last(&last)).unwrap(), last);
+        let told = |target, event, kind, behind| Told { target, event, kind, behind };
+        let last = vec![
+            told(65_537, Uuid::from_u128(7 << 80), 0, 0),
+            told(u32::MAX, Uuid::from_u128(u128::MAX), STREAMING, PROGRESS | STREAMING),
+            told(65_538, Uuid::from_u128(1 << 80), 0, PROGRESS),
+        ];
+        let bytes = encode_last(&last);
+        assert_eq!(bytes.len(), 5 * TARGET_BYTES);
+        assert_eq!(decode_last(&bytes).unwrap(), last);
         assert!(decode_last(&[0; 21]).is_err());
+        assert!(decode_last(&bytes[40..60]).is_err(), "bits of nobody");
     }
 }

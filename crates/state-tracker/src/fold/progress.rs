@@ -1,7 +1,8 @@
 //! What registered webhooks hear of a live job between its transitions: its progress, and the text of a completion.
 //!
-//! Per job at most one event in half a second, with the last value; per target at most one that is not taken yet. What
-//! waits is told by a timer, or gives way to the next transition.
+//! Per job and target at most one event in half a second, with the last value, and at most one that is not taken yet.
+//! Who has not taken it is behind: the timer offers what came since to those only. What waits gives way to the next
+//! transition.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -21,10 +22,12 @@ use ringback_store::{
     chunks_write::{NewChunk, NewProgress},
     deliveries::body_to_wire,
     events::insert_owned,
-    progress::{Notice, PROGRESS, STREAMING, drop_notices, notices, overtake, pending, put_notices, values},
+    progress::{
+        Notice, PROGRESS, STREAMING, Told, drop_notices, notices, overtake, pending, put_notices, values,
+    },
     select_jobs,
     webhooks::{
-        EventFacts, Registry,
+        EventFacts, Registry, Webhook,
         registry::parse_metadata,
         tell::{self, End, Ids, Transition},
     },
@@ -33,10 +36,13 @@ use uuid::Uuid;
 
 use super::{Changed, Context, Entry};
 
-/// The shortest time between two events of a job.
+/// The shortest time between two events of a job for one target.
 pub(crate) const EVERY_MS: i64 = 500;
 /// `deliveries.seq` of every event.
 const SEQ: u32 = 1;
+/// What is told, by its bit; the place of each is that of its targets in [`Teller::tell`].
+const KINDS: [(u32, EventType); 2] =
+    [(STREAMING, EventType::CompletionStreaming), (PROGRESS, EventType::JobProgress)];
 
 /// What happened in a fold that may be told.
 pub(super) struct News<'a> {
@@ -94,7 +100,7 @@ pub(super) async fn tell(
     }
     let heard_ids: Vec<JobId> = heard.iter().map(|(row, _)| row.job.id).collect();
     let mut kept = notices(tx, &heard_ids).await?;
-    let events: Vec<Uuid> = kept.values().flat_map(|n| &n.last).map(|(_, id)| *id).collect();
+    let events: Vec<Uuid> = kept.values().flat_map(|n| &n.last).map(|t| t.event).collect();
     let untaken = if events.is_empty() { HashSet::new() } else { pending(tx, &events).await? };
     let unsaid: Vec<JobId> = heard_ids.into_iter().filter(|id| !news.progress.contains_key(id)).collect();
     let stored = if unsaid.is_empty() { HashMap::new() } else { values(tx, &unsaid).await? };
@@ -106,11 +112,11 @@ pub(super) async fn tell(
             .unwrap_or_else(|| Notice::new(row.job.id, row.job.run, live.attempt));
         let kind = registry.endpoint(row.endpoint).map_or(EndpointKind::Job, |e| e.kind);
         take(&mut notice, news, kind);
-        if notice.waiting != 0 && context.now.0.saturating_sub(notice.told_at_ms) >= EVERY_MS {
+        if notice.waits() && context.now.0.saturating_sub(notice.told_at_ms) >= EVERY_MS {
             let said = news.progress.get(&row.job.id).map(|p| &*p.value);
             let value = said.or_else(|| stored.get(&row.job.id).map(Vec::as_slice));
             let told = Teller { row, live, registry, context, value }.tell(&mut notice, &untaken);
-            if let Some((id, told)) = told {
+            for (id, told) in told {
                 insert_owned(tx, context.env.batch.partitions, id.as_bytes(), &row.public_id(), &told)
                     .await?;
                 deliveries.extend(told);
@@ -164,55 +170,79 @@ struct Teller<'a> {
 }
 
 impl Teller<'_> {
-    /// One event to all targets that took the last one; where some did not, it waits for them.
-    fn tell(&self, notice: &mut Notice, untaken: &HashSet<(u32, Uuid)>) -> Option<(Uuid, Vec<v1::Delivery>)> {
-        let (bit, event) = if notice.waiting & STREAMING != 0 {
-            (STREAMING, EventType::CompletionStreaming)
-        } else {
-            (PROGRESS, EventType::JobProgress)
-        };
-        let row = self.row;
-        let metadata = parse_metadata(row.metadata.as_deref());
-        let facts = EventFacts {
-            names: event.into(),
-            endpoint: Some(row.endpoint),
-            metadata: metadata.as_ref(),
-            now_ms: self.context.now.0,
-        };
-        let busy =
-            |target: u32| notice.last.iter().any(|(t, id)| *t == target && untaken.contains(&(*t, *id)));
-        let (wait, go): (Vec<_>, Vec<_>) =
-            self.registry.matching(row.project, facts).partition(|(target, _, _)| busy(*target));
-        if wait.is_empty() {
-            notice.waiting &= !bit;
+    /// An event of each kind to the targets that took their last one; the others are behind. Whoever wants both kinds
+    /// gets the one that it did not get last, and is behind with the other.
+    fn tell(&self, notice: &mut Notice, untaken: &HashSet<(u32, Uuid)>) -> Vec<(Uuid, Vec<v1::Delivery>)> {
+        let metadata = parse_metadata(self.row.metadata.as_deref());
+        let mut wanted: BTreeMap<u32, (u32, &Webhook)> = BTreeMap::new();
+        for (bit, event) in KINDS {
+            let facts = EventFacts {
+                names: event.into(),
+                endpoint: Some(self.row.endpoint),
+                metadata: metadata.as_ref(),
+                now_ms: self.context.now.0,
+            };
+            for (target, webhook, _) in self.registry.matching(self.row.project, facts) {
+                let behind = notice.of(target).map_or(0, |told| told.behind);
+                if (notice.waiting | behind) & bit != 0 {
+                    wanted.entry(target).or_insert((0, webhook)).0 |= bit;
+                }
+            }
         }
         notice.told_at_ms = self.context.now.0;
-        let now_ms = u64::try_from(self.context.now.0).unwrap_or(0);
+        notice.waiting = 0;
+        for told in &mut notice.last {
+            told.behind = 0;
+        }
+        let mut go: [Vec<(u32, &Webhook, u32)>; 2] = [Vec::new(), Vec::new()];
+        for (target, (bits, webhook)) in wanted {
+            let told = notice.last.iter_mut().find(|told| told.target == target);
+            let before = told.as_ref().map_or(0, |told| told.kind);
+            if let Some(told) = told.filter(|told| untaken.contains(&(target, told.event))) {
+                told.behind = bits;
+                continue;
+            }
+            let kind = match bits {
+                PROGRESS | STREAMING => bits,
+                _ if before == STREAMING => PROGRESS,
+                _ => STREAMING,
+            };
+            go[usize::from(kind == PROGRESS)].push((target, webhook, bits & !kind));
+        }
+        let kinds = KINDS.into_iter().zip(go).filter(|(_, targets)| !targets.is_empty());
+        kinds.filter_map(|(kind, targets)| self.event(notice, kind, &targets)).collect()
+    }
+
+    /// One event to all `targets`, each with the bits of what it has yet to get.
+    fn event(
+        &self,
+        notice: &mut Notice,
+        (kind, event): (u32, EventType),
+        targets: &[(u32, &Webhook, u32)],
+    ) -> Option<(Uuid, Vec<v1::Delivery>)> {
+        let (row, now) = (self.row, self.context.now);
+        let now_ms = u64::try_from(now.0).unwrap_or(0);
         let id = event_key(now_ms, rand::random(), Some(row.job.id.as_bytes()));
         let data = self.data(event, &notice.content)?;
-        let body = envelope::standard(&event_id(id, SEQ), event, self.context.now, data);
-        let body = body_to_wire(body);
-        let deliveries: Vec<v1::Delivery> = go
-            .iter()
-            .map(|(target, webhook, name)| v1::Delivery {
-                owner_id: Bytes::copy_from_slice(id.as_bytes()),
-                seq: SEQ,
-                target: *target,
-                project_id: row.project.0,
-                url: webhook.url.clone().unwrap_or_default(),
-                terminal: EventType::is_terminal(*name),
-                event: name.code(),
-                body: Some(body.clone()),
-                created_at_ms: self.context.now.0,
-                traceparent: row.traceparent.clone().unwrap_or_default(),
-                run: row.job.run,
-                ..v1::Delivery::default()
-            })
-            .collect();
-        for (target, _, _) in &go {
-            notice.told(*target, id);
+        let body = body_to_wire(envelope::standard(&event_id(id, SEQ), event, now, data));
+        let delivery = |target: u32, webhook: &Webhook| v1::Delivery {
+            owner_id: Bytes::copy_from_slice(id.as_bytes()),
+            seq: SEQ,
+            target,
+            project_id: row.project.0,
+            url: webhook.url.clone().unwrap_or_default(),
+            terminal: event.is_terminal(),
+            event: event.code(),
+            body: Some(body.clone()),
+            created_at_ms: now.0,
+            traceparent: row.traceparent.clone().unwrap_or_default(),
+            run: row.job.run,
+            ..v1::Delivery::default()
+        };
+        for (target, _, behind) in targets {
+            notice.told(Told { target: *target, event: id, kind, behind: *behind });
         }
-        (!deliveries.is_empty()).then_some((id, deliveries))
+        Some((id, targets.iter().map(|(target, webhook, _)| delivery(*target, webhook)).collect()))
     }
 
     fn data(&self, event: EventType, content: &str) -> Option<Body> {
