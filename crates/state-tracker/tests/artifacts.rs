@@ -20,6 +20,7 @@ scenarios! {
     a_repeated_request_changes_and_tells_nothing_twice: 30_000,
     a_confirmation_needs_the_right_bytes: 30_000,
     waits_and_files_end_and_leave_nothing: 30_000,
+    a_file_stays_while_a_delivery_needs_it: 30_000,
 }
 
 async fn ask(rig: &Rig, request: Request) -> Reply {
@@ -189,6 +190,51 @@ async fn due(rig: &Rig) -> v1::ArtifactStates {
     }
 }
 
+const DELIVERED: &str =
+    "UPDATE deliveries SET state = 1, attempts = 1, ended_at_ms = created_at_ms, next_attempt_at_ms = NULL";
+/// One delivery changes its owner: only that one is pending or dead.
+macro_rules! owned_by {
+    ($owner:literal) => {
+        concat!(
+            "UPDATE deliveries SET state = 0, ended_at_ms = NULL, seq = 90, owner_id = (",
+            $owner,
+            ") \
+                 WHERE format = 8"
+        )
+    };
+}
+
+async fn a_file_stays_while_a_delivery_needs_it(rig: &mut Rig) {
+    rig.tracker().await;
+    webhook(rig, 0, serde_json::json!({"events": ["artifact.ready"]})).await;
+    let (_, jobs) = rig.batch(1, false).await;
+    let (job, attempt) = (jobs[0], first());
+    let id = new_id(job);
+    reserve(rig, job, attempt, id).await;
+    ready(rig, job, attempt, id, 0, 0).await;
+    let owners = [
+        owned_by!("SELECT id FROM artifacts"),
+        owned_by!("SELECT job_id FROM artifacts"),
+        owned_by!("SELECT batch_id FROM jobs WHERE id = (SELECT job_id FROM artifacts)"),
+        owned_by!("SELECT id FROM events WHERE type = 200 AND id <> (SELECT id FROM artifacts)"),
+        "UPDATE deliveries SET state = 2, ended_at_ms = created_at_ms WHERE format = 8",
+    ];
+    let over = "UPDATE artifacts SET check_at_ms = 0, wait_until_ms = NULL, expires_at_ms = 1";
+    for owned in owners {
+        rig.execute(DELIVERED).await;
+        rig.execute(owned).await;
+        rig.execute(over).await;
+        assert_eq!(due(rig).await, v1::ArtifactStates::default(), "{owned}");
+        let row = artifact_by_id(rig.store.read(), id).await.unwrap().unwrap();
+        assert_eq!(row.state, ArtifactState::Ready, "{owned}");
+        assert!(row.expires_at_ms.cast_unsigned() > now_ms(), "{owned}");
+    }
+    rig.execute(over).await;
+    rig.execute("UPDATE deliveries SET ended_at_ms = 1 WHERE state = 2").await;
+    assert_eq!(due(rig).await.blobs.len(), 1, "it died too long ago");
+    assert_eq!(state(rig, id).await, Some(ArtifactState::Expired));
+}
+
 async fn waits_and_files_end_and_leave_nothing(rig: &mut Rig) {
     rig.tracker().await;
     let job = rig.job().await;
@@ -200,6 +246,7 @@ async fn waits_and_files_end_and_leave_nothing(rig: &mut Rig) {
     // A worker that died while it waited, and a file that is kept for no time.
     ready(rig, job, attempt, waiting, KEEP_MS, 0).await;
     ready(rig, job, attempt, brief, 0, 60_000).await;
+    rig.execute(DELIVERED).await;
     let states = due(rig).await;
     assert_eq!((states.changed, states.blobs.len(), states.more), (2, 1, false));
     assert_eq!(state(rig, waiting).await, Some(ArtifactState::Unconfirmed));

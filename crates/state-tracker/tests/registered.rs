@@ -4,7 +4,7 @@
 #[macro_use]
 mod rig;
 
-use rig::{Rig, crash, failure, first, hand_back, new_job, success};
+use rig::{Rig, crash, failure, first, hand_back, new_job, success, webhook};
 use ringback_bus::Verb;
 use ringback_contracts::{
     VERSION,
@@ -37,29 +37,6 @@ scenarios! {
     text_of_a_completion_is_told_from_its_beginning: 30_000,
     a_lost_worker_is_told_once: 30_000,
     tokens_are_counted_and_told: 30_000,
-}
-
-/// Registers a webhook, as another process does; answers its key.
-async fn webhook(rig: &Rig, format: i64, filter: Value) -> i64 {
-    let public_id = format!("wh_{}", rig::fresh());
-    rig.store
-        .write(Urgency::Now, move |tx| {
-            let (public_id, filter) = (public_id.clone(), filter.to_string());
-            Box::pin(async move {
-                let row = sql::query_one(
-                    tx.conn(),
-                    "INSERT INTO webhooks (public_id, project_id, label, url, format, filter, strict_order, paused, \
-                     enable_epoch, created_at_ms, updated_at_ms) \
-                     VALUES ($1, 1, '', 'https://hooks.example/x', $2, $3, 0, 0, 1, 0, 0) RETURNING id",
-                    [public_id.into(), format.into(), filter.into()],
-                )
-                .await?;
-                bump_registry(tx).await?;
-                Ok(row.unwrap().try_get_by_index::<i64>(0)?)
-            })
-        })
-        .await
-        .unwrap()
 }
 
 /// What a webhook is owed, in order: event codes as names, with their bodies.

@@ -11,6 +11,7 @@ use crate::{
     sql::{self, LIST, Rows},
 };
 
+pub use crate::artifacts_held::held_artifacts;
 pub use crate::artifacts_view::{artifact, artifact_by_id, artifacts_of_job, artifacts_of_jobs};
 
 /// A file that was announced and not stored is given up after this time.
@@ -342,6 +343,15 @@ pub async fn give_up(tx: &WriteTx, row: &mut ArtifactRow) -> Result<(), StoreErr
 pub async fn expire(tx: &WriteTx, row: &mut ArtifactRow) -> Result<(), StoreError> {
     row.state = ArtifactState::Expired;
     row.expires_at_ms = row.expires_at_ms.min(tx.now_ms());
+    set_state(tx, row).await
+}
+
+/// A delivery still needs its bytes: they stay until then at least.
+///
+/// # Errors
+/// The database's.
+pub async fn postpone(tx: &WriteTx, row: &mut ArtifactRow, until_ms: i64) -> Result<(), StoreError> {
+    row.expires_at_ms = until_ms;
     set_state(tx, row).await
 }
 

@@ -4,6 +4,7 @@
 //! transaction across anything but SQL (P7). Every query that serves a client takes the project from the key.
 
 pub mod artifacts;
+mod artifacts_held;
 mod artifacts_view;
 pub mod auth;
 pub mod batches;

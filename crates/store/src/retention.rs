@@ -231,7 +231,7 @@ pub async fn purge_jobs(tx: &WriteTx, ids: &[JobId]) -> Result<Purged, StoreErro
 }
 
 /// Owners that must stay, and until when.
-async fn held<'a>(
+pub(crate) async fn held<'a>(
     tx: &WriteTx,
     owners: impl Iterator<Item = &'a [u8; 16]>,
 ) -> Result<HashMap<[u8; 16], i64>, StoreError> {

@@ -329,14 +329,24 @@ async fn expire(
 }
 
 /// Rows whose time came: waits of workers that are gone, ends of retention, blobs that are still there, and rows that
-/// nothing is left of.
+/// nothing is left of. What a delivery still needs is kept past its time.
 async fn work_off(tx: &WriteTx, limit: u32, teller: &Teller) -> Result<Done, StoreError> {
     let rows = artifacts::lock_due(tx, limit).await?;
     let more = rows.len() == limit as usize;
     let mut done = Done::default();
     let (mut blobs, mut forgotten) = (Vec::new(), Vec::new());
     let mut changed: u32 = 0;
+    let is_over = |row: &&ArtifactRow| {
+        !matches!(row.state, ArtifactState::Expired | ArtifactState::Uploading)
+            && row.expires_at_ms <= tx.now_ms()
+    };
+    let over: Vec<ArtifactRow> = rows.iter().filter(is_over).cloned().collect();
+    let held = artifacts::held_artifacts(tx, &over).await?;
     for mut row in rows {
+        if let Some(until) = held.get(&row.id) {
+            artifacts::postpone(tx, &mut row, *until).await?;
+            continue;
+        }
         match row.state {
             ArtifactState::Expired => match &row.blob_key {
                 None => forgotten.push(row.id),

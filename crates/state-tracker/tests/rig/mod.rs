@@ -21,6 +21,7 @@ use ringback_store::{
     secrets::SecretKey,
     select_jobs, sql,
     submit::{Admission, InputAt, Submit, insert_submits},
+    webhooks::bump_registry,
 };
 use ringback_test_support::{files::Folder, nats::NatsServer, postgres::Postgres};
 
@@ -363,6 +364,29 @@ pub(crate) fn new_job() -> Submit {
         extra: Some(Bytes::from_static(b"{\"policy\":{}}")),
         ..Submit::new(id, PROJECT, ENDPOINT, input)
     }
+}
+
+/// Registers a webhook, as another process does; answers its key.
+pub(crate) async fn webhook(rig: &Rig, format: i64, filter: serde_json::Value) -> i64 {
+    let public_id = format!("wh_{}", fresh());
+    rig.store
+        .write(Urgency::Now, move |tx| {
+            let (public_id, filter) = (public_id.clone(), filter.to_string());
+            Box::pin(async move {
+                let row = sql::query_one(
+                    tx.conn(),
+                    "INSERT INTO webhooks (public_id, project_id, label, url, format, filter, strict_order, paused, \
+                     enable_epoch, created_at_ms, updated_at_ms) \
+                     VALUES ($1, 1, '', 'https://hooks.example/x', $2, $3, 0, 0, 1, 0, 0) RETURNING id",
+                    [public_id.into(), format.into(), filter.into()],
+                )
+                .await?;
+                bump_registry(tx).await?;
+                Ok(row.unwrap().try_get_by_index::<i64>(0)?)
+            })
+        })
+        .await
+        .unwrap()
 }
 
 pub(crate) fn first() -> AttemptRef {
