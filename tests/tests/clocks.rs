@@ -6,6 +6,7 @@ use ringback_test_support::books::assert_books_balance;
 use ringback_test_support::client::Reply;
 use ringback_test_support::files::Folder;
 use ringback_test_support::receiver::{Hit, Mode};
+use ringback_test_support::signature;
 use ringback_test_support::stack::{Backend, Options, Role, Stack};
 use ringback_test_support::tools;
 use ringback_test_support::wait::until;
@@ -211,8 +212,19 @@ async fn wrong_clocks_of_ringbacks_hosts_change_nothing() {
     for hit in stack.receiver.hits() {
         assert_eq!(hit.signature, Ok(()), "{} {}", hit.path, hit.webhook_id);
     }
+    // What the feed signs carries the database's moment too, not the one of the host that answers.
     let feed: Reply = stack.api.call(Method::GET, "/v1/events?limit=1", None).await;
     assert_eq!(feed.status, 200, "{}", feed.text);
+    let event = &feed.json["events"][0];
+    let told = event["headers"].as_object().expect("headers").iter();
+    let headers: http::HeaderMap = told
+        .map(|(name, value)| {
+            let name: http::HeaderName = name.parse().expect("a name");
+            (name, value.as_str().expect("a text").parse().expect("a value"))
+        })
+        .collect();
+    let body = event["body"].as_str().expect("a body");
+    assert_eq!(signature::verify(&stack.secret, &headers, body.as_bytes()), Ok(()), "{event}");
 }
 
 /// A job whose webhook is refused once.

@@ -178,7 +178,7 @@ async fn item_json(api: &Api, keys: &mut Keys<'_>, item: &FeedItem) -> Result<(V
         .filter_map(|s| signature::SigningKey::parse(s.expose()).ok())
         .map(|(key, _)| key)
         .collect();
-    let stamp = ringback_service_runtime::time::now_ms() / 1000;
+    let stamp = keys.now_ms / 1000;
     let mut headers = BTreeMap::from([
         ("content-type", "application/json".to_owned()),
         (signature::ID_HEADER, id.clone()),
