@@ -8,8 +8,11 @@ use bytes::Bytes;
 use rig::*;
 use ringback_bus::Verb;
 use ringback_contracts::{VERSION, attempt_to_wire, v1};
-use ringback_domain::{ArtifactId, AttemptRef, JobId, JobStatus, Nonce, artifact::ArtifactState};
+use ringback_domain::{
+    ArtifactId, AttemptRef, JobId, JobStatus, Nonce, artifact::ArtifactState, event::EventType,
+};
 use ringback_store::artifacts::artifact_by_id;
+use ringback_store::delivery_search::{DeliveryFilter, search};
 use v1::{artifact_refusal::Why, artifact_reply::Reply, artifact_request::Request};
 
 const KEEP_MS: u64 = 3_600_000;
@@ -144,6 +147,11 @@ async fn a_repeated_request_changes_and_tells_nothing_twice(rig: &mut Rig) {
         format!("SELECT COUNT(*) FROM deliveries WHERE url = '{RECEIVER}' AND format = 8 AND state = 0");
     assert_eq!(rig.number(&owed).await, 1);
     assert_eq!(rig.number("SELECT owed FROM events").await, 1);
+    for (endpoint, found) in [(ENDPOINT.0, 1), (ENDPOINT.0 + 1, 0)] {
+        let filter = DeliveryFilter { endpoint: Some(endpoint), ..DeliveryFilter::default() };
+        let ready = DeliveryFilter { events: vec![EventType::ArtifactReady.code()], ..filter };
+        assert_eq!(search(rig.store.read(), PROJECT, &ready, None, 9).await.unwrap().len(), found);
+    }
     assert_eq!(id.partition(4), job.partition(4));
     // Another job's attempt cannot speak for it.
     let other = rig.job().await;

@@ -16,12 +16,21 @@ use ringback_domain::{
     event::{Completion, EventType},
 };
 use ringback_store::{
-    Urgency, sql,
+    Urgency,
+    delivery_search::{DeliveryFilter, search},
+    events::insert_owned,
+    replays::{ReplayFilter, count},
+    replays_api::upto_now,
+    sql,
     submit::{Admission, Submit},
-    webhooks::bump_registry,
+    webhooks::{
+        bump_registry,
+        health::{Death, died},
+    },
 };
 use ringback_test_support::schema::faults;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 scenarios! {
     every_transition_is_heard_under_one_name: 30_000,
@@ -34,6 +43,7 @@ scenarios! {
     progress_is_told_now_and_then_and_its_last_value_for_certain: 30_000,
     a_stuck_receiver_costs_the_others_nothing: 30_000,
     a_stuck_receiver_of_text_holds_up_no_progress: 30_000,
+    the_endpoint_of_a_jobs_events_is_the_jobs: 30_000,
     text_of_a_completion_is_told_from_its_beginning: 30_000,
     a_lost_worker_is_told_once: 30_000,
     tokens_are_counted_and_told: 30_000,
@@ -517,6 +527,69 @@ async fn a_stuck_receiver_of_text_holds_up_no_progress(rig: &mut Rig) {
     assert_eq!(values_told(rig, stuck).await, [2]);
     rig.outcome("w", success(job, attempt, r#"{"text":"aaa"}"#)).await;
     rig.books_balance().await;
+}
+
+async fn the_endpoint_of_a_jobs_events_is_the_jobs(rig: &mut Rig) {
+    rig.tracker().await;
+    let hook = webhook(rig, 0, json!({"events": ["job.progress", "delivery.dead"]})).await;
+    let mut jobs = rig.submit(vec![new_job(), Submit { sync_id: true, ..new_job() }]).await;
+    jobs.sort_unstable();
+    for job in &jobs {
+        rig.heartbeat(progress(*job, first(), "{\"n\":0}")).await;
+    }
+    let key = |n: u128| Uuid::from_u128((1 << 100) + n);
+    let dead = Death {
+        owner: Uuid::from_bytes(*jobs[0].as_bytes()),
+        seq: 1,
+        target: 0,
+        project: rig::PROJECT.0,
+        event: EventType::JobCompleted.code(),
+        attempts: 1,
+        created_at_ms: 0,
+        last_status: None,
+        last_error: None,
+        id: key(1),
+    };
+    // Something that belongs to no endpoint, under a subject that is no job's.
+    let test = v1::Delivery {
+        owner_id: key(2).as_bytes().to_vec().into(),
+        seq: 1,
+        target: u32::try_from(65_536 + hook).unwrap(),
+        project_id: rig::PROJECT.0,
+        event: EventType::WebhookTest.code(),
+        body: Some(v1::BodyParts::default()),
+        ..v1::Delivery::default()
+    };
+    rig.store
+        .write(Urgency::Now, move |tx| {
+            let (dead, test) = (dead.clone(), test.clone());
+            Box::pin(async move {
+                died(tx, 4, &[&dead]).await?;
+                insert_owned(tx, 4, key(2).as_bytes(), "wh_none", &[test]).await
+            })
+        })
+        .await
+        .unwrap();
+    for (endpoint, wanted) in [(rig::ENDPOINT.0, 3_usize), (rig::ENDPOINT.0 + 1, 0)] {
+        let events = vec![
+            EventType::JobProgress.code(),
+            EventType::DeliveryDead.code(),
+            EventType::WebhookTest.code(),
+        ];
+        let filter =
+            DeliveryFilter { endpoint: Some(endpoint), events: events.clone(), ..DeliveryFilter::default() };
+        let found = search(rig.store.read(), rig::PROJECT, &filter, None, 20).await.unwrap();
+        assert_eq!(found.len(), wanted, "{found:?}");
+        taken(rig).await;
+        let upto = upto_now(rig.store.read()).await.unwrap().max(i64::from(u32::MAX));
+        let filter = ReplayFilter { endpoint_id: Some(endpoint), events, ..ReplayFilter::default() };
+        let again = count(rig.store.read(), rig::PROJECT, &filter, upto).await.unwrap();
+        assert_eq!(again, wanted as u64);
+    }
+    assert_eq!(
+        rig.number("SELECT COUNT(*) FROM deliveries WHERE owner_id IN (SELECT id FROM events)").await,
+        4
+    );
 }
 
 async fn text_of_a_completion_is_told_from_its_beginning(rig: &mut Rig) {

@@ -2,8 +2,8 @@
 //!
 //! Places in lists are `(position, owner, seq, target)`: the order of commits, which never changes.
 
-use ringback_domain::{ProjectId, webhook::message_id};
-use sea_orm::{ConnectionTrait, QueryResult, Value};
+use ringback_domain::{ProjectId, event::EventType, webhook::message_id};
+use sea_orm::{ConnectionTrait, DatabaseBackend, QueryResult, Value};
 use uuid::Uuid;
 
 use crate::{
@@ -27,7 +27,7 @@ pub struct DeliveryFilter {
     pub to_ms: Option<i64>,
     /// Codes of events; empty = any.
     pub events: Vec<u32>,
-    /// About jobs and batches of this endpoint.
+    /// About jobs and batches of this endpoint, and about what belongs to them.
     pub endpoint: Option<i64>,
     /// Codes of states; empty = any.
     pub states: Vec<u8>,
@@ -43,7 +43,7 @@ impl DeliveryFilter {
     /// The condition on a row `d` of `deliveries`; appends its values to `values`, whose length is the number of
     /// placeholders used so far. Numbers from fixed lists stand in the text.
     #[must_use]
-    pub fn condition(&self, values: &mut Vec<Value>) -> String {
+    pub fn condition(&self, backend: DatabaseBackend, values: &mut Vec<Value>) -> String {
         let mut text = String::from("1 = 1");
         let mut and = |values: &mut Vec<Value>, before: &str, value: Value, after: &str| {
             values.push(value);
@@ -67,10 +67,7 @@ impl DeliveryFilter {
         if let Some(endpoint) = self.endpoint {
             values.push(Value::from(endpoint));
             let n = values.len();
-            text.push_str(&format!(
-                " AND (EXISTS (SELECT 1 FROM jobs j WHERE j.id = d.owner_id AND j.endpoint_id = ${n}) \
-                 OR EXISTS (SELECT 1 FROM batches b WHERE b.id = d.owner_id AND b.endpoint_id = ${n}))"
-            ));
+            text.push_str(&format!(" AND {}", of_endpoint(backend, n)));
         }
         if !self.events.is_empty() {
             text.push_str(&format!(" AND d.event IN ({})", numbers(&self.events)));
@@ -80,6 +77,38 @@ impl DeliveryFilter {
         }
         text
     }
+}
+
+/// Whether a row `d` of `deliveries` is about the endpoint whose key is placeholder `n`: its owner is a job or batch, or
+/// an event whose subject leads to one.
+pub(crate) fn of_endpoint(backend: DatabaseBackend, n: usize) -> String {
+    use EventType as E;
+    // Only the subjects of known types are read as ids: each of a CASE's arms is looked at only where it is reached.
+    let (before, after) = match backend {
+        DatabaseBackend::Postgres => ("decode(", ", 'hex')"),
+        _ => ("unhex(", ")"),
+    };
+    let key = |hex: &str| format!("{before}{hex}{after}");
+    let codes = |all: &[E]| numbers(&all.iter().map(|e| e.code()).collect::<Vec<_>>());
+    let of = |table: &str, key: &str| {
+        format!("EXISTS (SELECT 1 FROM {table} o WHERE o.id = {key} AND o.endpoint_id = ${n})")
+    };
+    // An id behind whatever prefix; and the owner in a delivery's.
+    let last = key("substr(replace(e.subject, '-', ''), length(replace(e.subject, '-', '')) - 31)");
+    let owner = key("substr(e.subject, 5, 32)");
+    format!(
+        "({} OR {} OR EXISTS (SELECT 1 FROM events e WHERE e.id = d.owner_id AND CASE WHEN e.type IN ({}) THEN {} \
+         WHEN e.type IN ({}) THEN {} WHEN e.type = {} THEN ({} OR {}) ELSE 1 = 0 END))",
+        of("jobs", "d.owner_id"),
+        of("batches", "d.owner_id"),
+        codes(&[E::JobProgress, E::CompletionStreaming]),
+        of("jobs", &last),
+        codes(&[E::ArtifactReady, E::ArtifactConfirmed, E::ArtifactExpired]),
+        of("artifacts", &last),
+        E::DeliveryDead.code(),
+        of("jobs", &owner),
+        of("batches", &owner),
+    )
 }
 
 fn numbers<N: ToString>(all: &[N]) -> String {
@@ -229,7 +258,7 @@ pub async fn search<C: ConnectionTrait>(
     limit: u32,
 ) -> Result<Vec<Found>, StoreError> {
     let mut values = vec![Value::from(project.0)];
-    let condition = filter.condition(&mut values);
+    let condition = filter.condition(conn.get_database_backend(), &mut values);
     let page = match before {
         None => String::new(),
         Some(place) => {

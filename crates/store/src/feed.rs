@@ -108,7 +108,7 @@ pub async fn page<C: ConnectionTrait>(
     let mut values = vec![Value::from(project.0)];
     values.extend(after.values());
     values.push(Value::from(upto));
-    let condition = filter.condition(&mut values);
+    let condition = filter.condition(conn.get_database_backend(), &mut values);
     values.push(sql::int(limit));
     let rows = sql::query(
         conn,
@@ -161,7 +161,7 @@ pub async fn after_sequence<C: ConnectionTrait>(
     limit: u32,
 ) -> Result<Vec<FeedItem>, StoreError> {
     let mut values = vec![Value::from(project.0), sql::int(after_seq)];
-    let condition = filter.condition(&mut values);
+    let condition = filter.condition(conn.get_database_backend(), &mut values);
     values.push(sql::int(limit));
     let rows = sql::query(
         conn,

@@ -6,12 +6,13 @@
 //! moves from its delivery's row into the log of attempts then.
 
 use ringback_domain::ProjectId;
-use sea_orm::{ConnectionTrait, QueryResult, Value};
+use sea_orm::{ConnectionTrait, DatabaseBackend, QueryResult, Value};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     StoreError, WriteTx,
+    delivery_search::of_endpoint,
     sql::{self, Rows, get_u32},
 };
 
@@ -31,7 +32,7 @@ pub struct ReplayFilter {
     /// Codes of event types.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<u32>,
-    /// Key of the endpoint whose jobs and batches they are about.
+    /// Key of the endpoint whose jobs and batches, or what belongs to those, they are about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_id: Option<i64>,
     /// Number of the target; a registered webhook is 65536 plus its key.
@@ -173,7 +174,7 @@ struct Where {
 }
 
 impl Where {
-    fn of(project: ProjectId, filter: &ReplayFilter, upto_position: i64) -> Self {
+    fn of(backend: DatabaseBackend, project: ProjectId, filter: &ReplayFilter, upto_position: i64) -> Self {
         let text = "d.project_id = $1 AND d.state <> 0".to_owned();
         let mut w = Self { text, values: vec![project.0.into()] };
         if let Some(key) = filter.delivery {
@@ -197,10 +198,7 @@ impl Where {
         if let Some(endpoint) = filter.endpoint_id {
             w.values.push(Value::from(endpoint));
             let n = w.values.len();
-            w.text.push_str(&format!(
-                " AND (EXISTS (SELECT 1 FROM jobs j WHERE j.id = d.owner_id AND j.endpoint_id = ${n}) \
-                 OR EXISTS (SELECT 1 FROM batches b WHERE b.id = d.owner_id AND b.endpoint_id = ${n}))"
-            ));
+            w.text.push_str(&format!(" AND {}", of_endpoint(backend, n)));
         }
         w
     }
@@ -229,7 +227,7 @@ pub async fn count<C: ConnectionTrait>(
     filter: &ReplayFilter,
     upto_position: i64,
 ) -> Result<u64, StoreError> {
-    let w = Where::of(project, filter, upto_position);
+    let w = Where::of(conn.get_database_backend(), project, filter, upto_position);
     let text = format!("SELECT COUNT(*) FROM deliveries d WHERE {}", w.text);
     sql::query_one(conn, &text, w.values).await?.map_or(Ok(0), |row| sql::get_u64(&row, 0, "count"))
 }
@@ -317,7 +315,7 @@ pub async fn next_page<C: ConnectionTrait>(
     replay: &Replay,
     limit: u32,
 ) -> Result<(Vec<Place>, bool), StoreError> {
-    let mut w = Where::of(replay.project, &replay.filter, replay.upto_position);
+    let mut w = Where::of(conn.get_database_backend(), replay.project, &replay.filter, replay.upto_position);
     let single = replay.filter.delivery.is_some();
     if !single {
         w.and("d.position >= ", Value::from(replay.after.position));
