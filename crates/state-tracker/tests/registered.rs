@@ -37,6 +37,7 @@ scenarios! {
     a_webhook_hears_of_what_comes_after_it: 30_000,
     filters_narrow_by_type_endpoint_and_metadata: 30_000,
     formats_say_what_they_can: 30_000,
+    runflows_names_of_batches_bring_their_bodies: 30_000,
     a_batch_is_told_from_its_opening_to_its_end: 30_000,
     completions_tell_tokens_and_text: 30_000,
     retries_of_all_runs_are_heard: 30_000,
@@ -226,6 +227,29 @@ async fn formats_say_what_they_can(rig: &mut Rig) {
     let last = owed(rig, runflow).await.into_iter().find(|(name, _)| name.starts_with("batch.")).unwrap();
     assert_eq!((last.0.as_str(), &last.1["event"]), ("batch.completed", &json!("batch.succeeded")));
     assert!(names(rig, runpod).await.iter().all(|n| n.starts_with("job.")));
+    rig.books_balance().await;
+}
+
+async fn runflows_names_of_batches_bring_their_bodies(rig: &mut Rig) {
+    rig.tracker().await;
+    let mut hooks = Vec::new();
+    for name in ["batch.succeeded", "batch.partial_succeeded", "batch.failed", "batch.cancelled", "batch.*"] {
+        hooks.push((name, webhook(rig, 1, json!({"events": [name]})).await));
+    }
+    for good in [2, 1, 0] {
+        let (_, jobs) = rig.batch(2, false).await;
+        for (n, job) in jobs.into_iter().enumerate() {
+            let end = if n < good { success(job, first(), "1") } else { failure(job, first(), "no voice") };
+            rig.outcome("w", end).await;
+        }
+    }
+    let ends = ["batch.succeeded", "batch.partial_succeeded", "batch.failed"];
+    for (name, hook) in hooks {
+        let told = owed(rig, hook).await;
+        let told: Vec<&str> = told.iter().map(|(_, body)| body["event"].as_str().unwrap()).collect();
+        let wanted = ends.iter().filter(|end| name == "batch.*" || **end == name);
+        assert_eq!(told, wanted.copied().collect::<Vec<_>>(), "{name}");
+    }
     rig.books_balance().await;
 }
 

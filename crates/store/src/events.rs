@@ -79,6 +79,7 @@ pub async fn emit(
     let registry = tx.registry().await?;
     let facts = EventFacts {
         names: event.names,
+        runflow: None,
         endpoint: event.endpoint,
         metadata: event.metadata,
         now_ms: tx.now_ms(),

@@ -58,7 +58,7 @@ async fn webhook(store: &Store, public_id: &'static str, filter: &'static str) -
 }
 
 fn heard(registry: &Registry, names: ringback_domain::event::Candidates) -> Vec<(u32, EventType)> {
-    let facts = EventFacts { names, endpoint: None, metadata: None, now_ms: 1 };
+    let facts = EventFacts { names, runflow: None, endpoint: None, metadata: None, now_ms: 1 };
     registry.matching(PROJECT, facts).map(|(_, w, name)| (w.id, name)).collect()
 }
 

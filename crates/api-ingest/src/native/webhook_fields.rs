@@ -6,7 +6,7 @@ mod headers;
 use std::collections::BTreeMap;
 
 use ringback_domain::{
-    event::{EventType, Filter},
+    event::{EventType, Filter, RUNFLOW_NAMES},
     target::WebhookFormat,
     webhook::{response::Profile, schedule::RetryPolicy, url::check_url},
 };
@@ -162,15 +162,29 @@ impl Fields {
         if self.format == WebhookFormat::Runflow
             && let Some(Value::Array(events)) = self.filter.get_mut("events")
         {
-            for event in events {
+            let mut timed_out = false;
+            for event in events.iter_mut() {
+                timed_out |= event == "run.failed";
                 if let Some(ours) = event.as_str().and_then(runflow_event) {
                     *event = ours.into();
                 }
             }
+            // Runflow's run that ran out of time has failed. At the end, so that errors name the entries as given.
+            if timed_out && !events.iter().any(|event| event == "job.timed_out") {
+                events.push("job.timed_out".into());
+            }
         }
-        let filter = Filter::parse(&Value::Object(self.filter.clone()).to_string())
+        let runflow = self.format == WebhookFormat::Runflow;
+        let text = Value::Object(self.filter.clone()).to_string();
+        let filter = if runflow { Filter::parse(&text) } else { Filter::parse_native(&text) }
             .map_err(|e| ApiError::field(e.pointer(), e.to_string()))?;
-        let hears = |t: &EventType| filter.choose((*t).into()).is_some() && can_say(self.format, *t);
+        let hears = |t: &EventType| {
+            let named = |told: &&str| {
+                told.starts_with("batch.") && filter.choose_runflow((*t).into(), told).is_some()
+            };
+            let batch = runflow && t.family() == "batch" && RUNFLOW_NAMES.iter().any(named);
+            (batch || filter.choose((*t).into()).is_some()) && can_say(self.format, *t)
+        };
         if !EventType::ALL.iter().any(hears) {
             return Err(ApiError::field(
                 "/events",
@@ -189,14 +203,14 @@ impl Fields {
     }
 }
 
-/// Runflow's names of events, for webhooks of its format.
+/// What Runflow's names of runs' ends mean, for webhooks of its format. Those of batches stand for themselves: which
+/// one an end gets depends on what of the batch succeeded.
 fn runflow_event(name: &str) -> Option<&'static str> {
     Some(match name {
         "run.*" => "job.*",
         "run.completed" => "job.completed",
         "run.failed" => "job.failed",
         "run.cancelled" => "job.cancelled",
-        "batch.succeeded" => "batch.completed",
         _ => return None,
     })
 }
@@ -386,9 +400,26 @@ mod tests {
     fn runflows_names_are_taken_for_its_format_only() {
         let object =
             json!({"url": null, "format": "runflow", "events": ["run.completed", "batch.succeeded"]});
-        assert_eq!(new(object).unwrap().filter["events"], json!(["job.completed", "batch.completed"]));
+        assert_eq!(new(object).unwrap().filter["events"], json!(["job.completed", "batch.succeeded"]));
+        let failed = ["run.failed", "run.partial_succeeded", "batch.failed", "batch.partial_succeeded"];
+        let mut fields = new(json!({"url": null, "format": "runflow", "events": failed})).unwrap();
+        let stored = ["job.failed", "run.partial_succeeded", "batch.failed", "batch.partial_succeeded"];
+        let stored: Vec<&str> = stored.into_iter().chain(["job.timed_out"]).collect();
+        assert_eq!(fields.filter["events"], json!(stored));
+        let rules = Rules::new(&ServerConfig::default(), UrlPolicy::default());
+        fields.change(json!({"label": "x"}).as_object().unwrap(), &rules).unwrap();
+        assert_eq!(fields.filter["events"], json!(stored), "said again it is the same");
+        let error = fields.change(json!({"format": "standard"}).as_object().unwrap(), &rules).unwrap_err();
+        assert_eq!(error.fields[0].0, "/events/1", "{}", error.detail);
+        let wrong = json!({"url": null, "format": "runflow", "events": ["run.failed", "run.nope"]});
+        assert_eq!(new(wrong).unwrap_err().fields[0].0, "/events/1");
         assert!(with("events", json!(["run.completed"])).is_err());
-        for (format, events) in [("runpod", "batch.*"), ("runflow", "job.queued"), ("runflow", "usage.*")] {
+        for (format, events) in [
+            ("runpod", "batch.*"),
+            ("runflow", "job.queued"),
+            ("runflow", "usage.*"),
+            ("runflow", "run.partial_succeeded"),
+        ] {
             let error = new(json!({"url": null, "format": format, "events": [events]})).unwrap_err();
             assert_eq!(error.fields[0].0, "/events", "{format}: {}", error.detail);
         }

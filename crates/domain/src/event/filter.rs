@@ -21,10 +21,18 @@ pub enum Pattern {
     Family(&'static str),
     /// One type.
     One(EventType),
+    /// A name that only bodies of format `runflow` carry: [`RUNFLOW_NAMES`].
+    Runflow(&'static str),
 }
 
+/// Runflow's names of ends that no event type is called by. Runs never end in the last one here.
+pub const RUNFLOW_NAMES: [&str; 3] = ["batch.succeeded", "batch.partial_succeeded", "run.partial_succeeded"];
+
 impl Pattern {
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str, runflow: bool) -> Option<Self> {
+        if runflow && let Some(name) = RUNFLOW_NAMES.iter().find(|name| **name == text) {
+            return Some(Self::Runflow(name));
+        }
         if text == "*" {
             return Some(Self::All);
         }
@@ -43,6 +51,17 @@ impl Pattern {
             Self::All => true,
             Self::Family(family) => event.family() == family,
             Self::One(one) => one == event,
+            Self::Runflow(_) => false,
+        }
+    }
+
+    /// Whether it names the end of a batch that Runflow calls `told`. `batch.failed` and `batch.cancelled` mean
+    /// Runflow's then.
+    fn matches_runflow(self, event: EventType, told: &str) -> bool {
+        match self {
+            Self::Runflow(name) => name == told,
+            Self::One(one @ (EventType::BatchFailed | EventType::BatchCancelled)) => one.name() == told,
+            Self::All | Self::Family(_) | Self::One(_) => self.matches(event),
         }
     }
 }
@@ -141,7 +160,7 @@ struct Raw {
 }
 
 impl Filter {
-    /// Makes a filter of its parts.
+    /// Makes a filter of its parts; its events are event types.
     ///
     /// # Errors
     /// The first part that is wrong.
@@ -149,6 +168,15 @@ impl Filter {
         events: &[String],
         endpoints: Vec<String>,
         metadata: BTreeMap<String, Value>,
+    ) -> Result<Self, FilterError> {
+        Self::of(events, endpoints, metadata, false)
+    }
+
+    fn of(
+        events: &[String],
+        endpoints: Vec<String>,
+        metadata: BTreeMap<String, Value>,
+        runflow: bool,
     ) -> Result<Self, FilterError> {
         if events.is_empty() {
             return Err(FilterError::NoEvents);
@@ -162,7 +190,7 @@ impl Filter {
             .enumerate()
             .map(|(index, name)| {
                 let unknown = || FilterError::UnknownEvent { index, name: name.chars().take(64).collect() };
-                Pattern::parse(name).ok_or_else(unknown)
+                Pattern::parse(name, runflow).ok_or_else(unknown)
             })
             .collect::<Result<Vec<_>, _>>()?;
         check_lengths("endpoints", endpoints.iter().map(String::len))?;
@@ -180,17 +208,29 @@ impl Filter {
         Ok(Self { events: patterns, endpoints, metadata })
     }
 
-    /// Reads `{"events":[…],"endpoints":[…],"metadata":{…}}`.
+    /// Reads `{"events":[…],"endpoints":[…],"metadata":{…}}`; events may be [`RUNFLOW_NAMES`] too.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn parse(json: &str) -> Result<Self, FilterError> {
+        Self::read(json, true)
+    }
+
+    /// [`Self::parse`] for bodies of a format that knows event types only.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse_native(json: &str) -> Result<Self, FilterError> {
+        Self::read(json, false)
+    }
+
+    fn read(json: &str, runflow: bool) -> Result<Self, FilterError> {
         // A list would be taken for the fields in their order.
         if !json.trim_start().starts_with('{') {
             return Err(FilterError::Json("expected an object".to_owned()));
         }
         let raw: Raw = serde_json::from_str(json).map_err(|e| FilterError::Json(e.to_string()))?;
-        Self::new(&raw.events, raw.endpoints, raw.metadata)
+        Self::of(&raw.events, raw.endpoints, raw.metadata, runflow)
     }
 
     /// What [`Self::parse`] reads.
@@ -219,6 +259,7 @@ impl Filter {
                 Pattern::All => "*".to_owned(),
                 Pattern::Family(family) => format!("{family}.*"),
                 Pattern::One(one) => one.name().to_owned(),
+                Pattern::Runflow(name) => (*name).to_owned(),
             })
             .collect()
     }
@@ -239,6 +280,12 @@ impl Filter {
     #[must_use]
     pub fn choose(&self, names: Candidates) -> Option<EventType> {
         names.iter().find(|name| self.events.iter().any(|p| p.matches(*name)))
+    }
+
+    /// The same for the end of a batch whose body of format `runflow` is called `told`.
+    #[must_use]
+    pub fn choose_runflow(&self, names: Candidates, told: &str) -> Option<EventType> {
+        names.iter().find(|name| self.events.iter().any(|p| p.matches_runflow(*name, told)))
     }
 
     /// Whether an endpoint known under these names is wanted.
@@ -274,6 +321,34 @@ mod tests {
 
     fn filter(json: &str) -> Filter {
         Filter::parse(json).unwrap()
+    }
+
+    #[test]
+    fn runflows_names_mean_what_its_bodies_say() {
+        let of = |events: &str| Filter::parse(&format!(r#"{{"events":{events}}}"#)).unwrap();
+        let completed: Candidates = EventType::BatchCompleted.into();
+        for (events, told, wanted) in [
+            (r#"["batch.succeeded"]"#, "batch.succeeded", true),
+            (r#"["batch.succeeded"]"#, "batch.failed", false),
+            (r#"["batch.partial_succeeded"]"#, "batch.partial_succeeded", true),
+            (r#"["batch.failed"]"#, "batch.failed", true),
+            (r#"["batch.failed"]"#, "batch.partial_succeeded", false),
+            (r#"["batch.completed"]"#, "batch.failed", true),
+            (r#"["batch.*"]"#, "batch.partial_succeeded", true),
+            (r#"["*"]"#, "batch.succeeded", true),
+            (r#"["job.*", "run.partial_succeeded"]"#, "batch.succeeded", false),
+        ] {
+            assert_eq!(of(events).choose_runflow(completed, told).is_some(), wanted, "{events} {told}");
+        }
+        // One that was stopped may have done a part.
+        let stopped: Candidates = EventType::BatchFailed.into();
+        assert_eq!(of(r#"["batch.failed"]"#).choose_runflow(stopped, "batch.partial_succeeded"), None);
+        let partial = of(r#"["batch.partial_succeeded"]"#);
+        assert_eq!(partial.choose_runflow(stopped, "batch.partial_succeeded"), Some(EventType::BatchFailed));
+        assert_eq!(partial.choose(stopped), None);
+        assert_eq!(Filter::parse(&partial.to_json()), Ok(partial.clone()));
+        assert!(Filter::parse_native(&partial.to_json()).is_err());
+        assert!(Filter::new(&partial.event_names(), Vec::new(), BTreeMap::new()).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod filter;
 
 pub use choose::{Candidates, EndpointKind, of_batch, of_transition};
 pub use completion::{Completion, LARGE_CONTENT_MAX_BYTES, request_id_of};
-pub use filter::{Filter, FilterError, MAX_ENTRIES, MAX_TEXT_BYTES, Pattern};
+pub use filter::{Filter, FilterError, MAX_ENTRIES, MAX_TEXT_BYTES, Pattern, RUNFLOW_NAMES};
 
 use std::fmt;
 

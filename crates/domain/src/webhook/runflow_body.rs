@@ -50,6 +50,18 @@ pub const fn batch_status(status: BatchStatus, counts: &BatchCounts) -> &'static
     }
 }
 
+/// The event of a batch's end; `None` for a state that is no end.
+#[must_use]
+pub fn batch_event(status: BatchStatus, counts: &BatchCounts) -> Option<&'static str> {
+    Some(match batch_status(status, counts) {
+        "succeeded" => "batch.succeeded",
+        "partial_succeeded" => "batch.partial_succeeded",
+        "failed" => "batch.failed",
+        "cancelled" => "batch.cancelled",
+        _ => return None,
+    })
+}
+
 /// A moment as Runflow writes it.
 #[must_use]
 pub fn time(at: TimestampMs) -> String {

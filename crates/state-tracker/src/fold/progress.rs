@@ -178,6 +178,7 @@ impl Teller<'_> {
         for (bit, event) in KINDS {
             let facts = EventFacts {
                 names: event.into(),
+                runflow: None,
                 endpoint: Some(self.row.endpoint),
                 metadata: metadata.as_ref(),
                 now_ms: self.context.now.0,

@@ -7,7 +7,7 @@ use ringback_domain::{
     batch::{BatchFile, BatchStatus},
     event::{EventType, event_id},
     target::{FORMAT_RUNFLOW, WebhookFormat},
-    webhook::runflow_body::BatchItem as RunflowItem,
+    webhook::runflow_body::{BatchItem as RunflowItem, batch_event},
     webhook::{
         body::Body,
         envelope::{self, BatchFacts},
@@ -64,6 +64,7 @@ pub(super) fn registered(row: &Row, seq: u32, event: EventType, telling: &Tellin
     let metadata = parse_metadata(row.metadata.as_deref());
     let facts = EventFacts {
         names: event.into(),
+        runflow: event.is_terminal().then(|| batch_event(row.status, &row.counts)).flatten(),
         endpoint: Some(row.endpoint),
         metadata: metadata.as_ref(),
         now_ms: now.0,

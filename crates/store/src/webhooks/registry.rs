@@ -100,6 +100,8 @@ pub struct EndpointInfo {
 pub struct EventFacts<'a> {
     /// Its names, the more precise one first.
     pub names: Candidates,
+    /// What Runflow calls the end of a batch, which its filters go by.
+    pub runflow: Option<&'static str>,
     /// The endpoint that it belongs to.
     pub endpoint: Option<EndpointId>,
     /// Metadata of the job or batch, an object.
@@ -189,7 +191,11 @@ impl Registry {
                 return None;
             }
             let filter = w.filter.as_ref()?;
-            let name = filter.choose(facts.names).filter(|name| can_say(w.format, *name))?;
+            let name = match facts.runflow {
+                Some(told) if w.format == WebhookFormat::Runflow => filter.choose_runflow(facts.names, told),
+                _ => filter.choose(facts.names),
+            };
+            let name = name.filter(|name| can_say(w.format, *name))?;
             let wanted = self.wants_endpoint(filter, facts.endpoint) && filter.wants_metadata(facts.metadata);
             wanted.then(|| (w.target(), w, name))
         })

@@ -70,6 +70,7 @@ pub fn owed<'r>(
     let kind = registry.endpoint(of.row.endpoint).map_or(EndpointKind::Job, |e| e.kind);
     let facts = EventFacts {
         names: of_transition(kind, of.status, of.again),
+        runflow: None,
         endpoint: Some(of.row.endpoint),
         metadata,
         now_ms: of.at.0,
