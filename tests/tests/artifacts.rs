@@ -4,6 +4,7 @@
 
 use http::Method;
 use ringback_test_support::client::{Client, Reply};
+use ringback_test_support::events::assert_events_fit;
 use ringback_test_support::files::{Folder, free_port};
 use ringback_test_support::process::{Process, Spec};
 use ringback_test_support::stack::{Backend, Options, Role, Stack};
@@ -216,6 +217,7 @@ async fn events(stack: &Stack, job: &Value) {
             assert_eq!(hit.json["data"]["download_url"], job["artifacts"][0]["download_url"]);
         }
     }
+    assert_events_fit(stack).await;
 }
 
 fn saved_by_cli(stack: &Stack, job: &Value) {

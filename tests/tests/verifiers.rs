@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use http::Method;
 use ringback_test_support::client::Client;
+use ringback_test_support::events::assert_events_fit;
 use ringback_test_support::receiver::{Hit, Mode};
 use ringback_test_support::stack::{Backend, Options, Stack};
 use ringback_test_support::tools;
@@ -11,6 +12,7 @@ use ringback_test_support::wait::until;
 use ringback_tests::receivers::installed;
 use ringback_tests::{LATER, SOON, handler};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
@@ -87,6 +89,26 @@ fn judge(program: &Path, script: &str, file: &Path, env: &[(&str, &Path)]) -> St
     assert!(output.status.success(), "{script}:\n{out}\n{err}");
     assert!(out.trim_end().ends_with("all cases passed"), "{script} did not finish:\n{out}\n{err}");
     out.into_owned()
+}
+
+/// What was received by POST comes from the pull feed under the same id with the same bytes.
+async fn the_feed_has_the_same_bytes(stack: &Stack, api: &Client) {
+    let sent: BTreeMap<String, bytes::Bytes> =
+        stack.receiver.hits().into_iter().map(|hit| (hit.webhook_id, hit.body)).collect();
+    let (mut after, mut same) = (String::new(), 0);
+    loop {
+        let page = api.get(&format!("/v1/events?limit=100{after}")).await.expect(200);
+        for event in page["events"].as_array().expect("a list") {
+            let Some(posted) = sent.get(event["id"].as_str().expect("an id")) else { continue };
+            assert_eq!(event["body"].as_str().map(str::as_bytes), Some(posted.as_ref()), "{event}");
+            same += 1;
+        }
+        if page["more"] != true {
+            break;
+        }
+        after = format!("&after={}", page["cursor"].as_str().expect("a cursor"));
+    }
+    assert!(same >= 20, "only {same} of {} were in the feed", sent.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,4 +252,7 @@ async fn official_verifiers_accept_every_delivery() {
         assert!(!output.status.success(), "{script} accepts an altered id");
     }
     api.call(Method::DELETE, &format!("/v1/webhooks/{}", standard.0), None).await.expect(204);
+    the_feed_has_the_same_bytes(&stack, &api).await;
+    let told = assert_events_fit(&stack).await;
+    assert!(told.contains("job.completed") && told.contains("batch.completed"), "{told:?}");
 }

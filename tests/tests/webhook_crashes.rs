@@ -7,6 +7,7 @@
 use http::Method;
 use ringback_test_support::books::assert_identity;
 use ringback_test_support::client::Client;
+use ringback_test_support::events::assert_events_fit;
 use ringback_test_support::receiver::{Hit, Mode};
 use ringback_test_support::stack::{Backend, Options, Role, Stack};
 use ringback_test_support::tools;
@@ -172,6 +173,11 @@ async fn registered(backend: Backend) {
     assert_identity(&stack, LATER).await;
     let sql = stack.sql().await;
     assert_eq!(sql.count("SELECT COUNT(*) FROM deliveries WHERE state <> 1").await, 0, "nothing is open");
+    let told = assert_events_fit(&stack).await;
+    assert!(
+        KINDS.iter().filter(|kind| files || **kind != "artifact.ready").all(|kind| told.contains(*kind)),
+        "{told:?}"
+    );
 }
 
 /// Jobs whose ends are sent again.

@@ -10,6 +10,7 @@
 
 pub mod books;
 pub mod client;
+pub mod events;
 pub mod files;
 pub mod forwarder;
 pub mod hostile;

@@ -31,6 +31,8 @@ const TIMESTAMP: HeaderName = HeaderName::from_static(TIMESTAMP_HEADER);
 const SIGNATURE: HeaderName = HeaderName::from_static(SIGNATURE_HEADER);
 const TRACEPARENT: HeaderName = HeaderName::from_static(trace_context::TRACEPARENT);
 const RUNFLOW_SIGNATURE: HeaderName = HeaderName::from_static(runflow::SIGNATURE_HEADER);
+/// For the logs of both sides: names this very try.
+const RUNFLOW_REQUEST_ID: HeaderName = HeaderName::from_static("runflow-request-id");
 const REPLAY: HeaderName = HeaderName::from_static("webhook-replay");
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("Ringback/", env!("CARGO_PKG_VERSION")));
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -135,10 +137,12 @@ async fn try_once(
         headers.insert(REPLAY, HeaderValue::from(owed.replays));
     }
     let runflow = (owed.format & FORMAT_RUNFLOW != 0).then(|| runflow::sign(&keys.runflow, &body.bytes));
+    let request_id = runflow.as_ref().map(|_| format!("{id}.{}", flight.n));
     for (name, value) in [
         (ID, Some(id.as_str())),
         (SIGNATURE, Some(signature.as_str())),
         (RUNFLOW_SIGNATURE, runflow.as_deref()),
+        (RUNFLOW_REQUEST_ID, request_id.as_deref()),
         (TRACEPARENT, traceparent.as_deref().or_else(|| trace_context::valid(&owed.traceparent))),
     ] {
         // All of these are plain ASCII made by us.

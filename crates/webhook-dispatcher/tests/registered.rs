@@ -223,6 +223,9 @@ async fn a_key_that_turns_between_two_tries_verifies_old_and_new() {
     assert_eq!(second.header("webhook-signature").split(' ').count(), 2);
     let keys = |secret: &str| [runflow::key(secret).unwrap()];
     assert_eq!(runflow::verify(&keys(&rig.secret), first.header("runflow-signature"), &first.body), Ok(()));
+    for (hit, n) in [(first, 1), (second, 2)] {
+        assert_eq!(hit.header("runflow-request-id"), format!("{}.{n}", hit.webhook_id));
+    }
     assert_eq!(runflow::verify(&keys(&newest), second.header("runflow-signature"), &second.body), Ok(()));
     assert!(SigningKey::parse(&newest).is_ok());
 }
@@ -246,7 +249,7 @@ async fn own_headers_and_deadline_are_kept() {
     assert_eq!(hit.header("authorization"), "Bearer abc");
     assert!(hit.header("host").starts_with("127.0.0.1"));
     assert_eq!(hit.webhook_id, format!("msg_{}_3_{}", id.simple(), hook.target()));
-    assert_eq!(hit.header("runflow-signature"), "");
+    assert_eq!((hit.header("runflow-signature"), hit.header("runflow-request-id")), ("", ""));
 }
 
 /// Strict order: nothing is superseded; what comes later waits until the one before is acknowledged.
