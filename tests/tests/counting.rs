@@ -5,7 +5,8 @@ use ringback_test_support::postgres::Postgres;
 use ringback_test_support::tools;
 use std::process::Command;
 
-/// Runs it; it says "sound" only when each id arrived, in order, with one body, and every copy is explained by a kill.
+/// Runs it; it says "sound" only when each id arrived, in order, with one body, and every copy is explained by a
+/// kill of the process that brought the one before, or by a told lapse of its lease.
 fn count(seed: &str, more: &[&str]) {
     let folder = Folder::new("count");
     let beside = |name: &str| {

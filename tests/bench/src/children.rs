@@ -87,6 +87,11 @@ impl Running {
         }
     }
 
+    /// Ends it with SIGKILL, and waits until it is gone and its connections are closed.
+    pub async fn kill(mut self) -> Result<(), BenchError> {
+        Ok(self.child.kill().await?)
+    }
+
     /// Ends it: SIGTERM, and SIGKILL after `grace`.
     pub async fn stop(mut self, grace: Duration) {
         let pid = self.pid().and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));

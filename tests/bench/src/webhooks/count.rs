@@ -1,13 +1,15 @@
 //! Webhooks of many jobs while dispatchers are killed at random.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use ringback_service_runtime::time::now_ms;
 use uuid::Uuid;
 
-use super::ledger::{Cause, Ledger};
-use super::setup::{Lapse, Rig, delivery};
+use super::ledger::Ledger;
+use super::setup::{Rig, delivery};
 use super::{Cli, failed};
 use crate::children::Running;
 use crate::error::BenchError;
@@ -16,9 +18,7 @@ use crate::error::BenchError;
 const LIFE: u64 = 3;
 /// Jobs owed in one commit.
 const CHUNK: u64 = 200;
-/// A POST that was on its way when its sender was killed may be counted this much later.
-const SLACK: Duration = Duration::from_secs(2);
-/// Between two looks at what dispatchers say.
+/// Between two looks at the books.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// How much and how rough.
@@ -45,28 +45,26 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
     let patience = Duration::from_secs(cli.patience);
     let mut rig = Rig::start(cli).await?;
     let ledger = Ledger::start().await?;
-    let mut alive: Vec<Running> = Vec::new();
+    let mut alive: Vec<(u32, Running)> = Vec::new();
     for _ in 0..args.dispatchers.max(1) {
-        alive.push(rig.dispatcher()?);
+        let next = rig.dispatcher()?;
+        alive.push((rig.starts(), next));
     }
     let (jobs, began) = (args.webhooks.div_ceil(LIFE), Instant::now());
-    let (mut kills, mut lapses): (Vec<Instant>, Vec<Lapse>) = (Vec::new(), Vec::new());
+    let mut deaths: HashMap<u32, i64> = HashMap::new();
     let seed = args.seed.unwrap_or_else(rand::random);
     println!("seed                       {seed:>20}");
     let mut dice = StdRng::seed_from_u64(seed);
     let mut next_kill = soon(&mut dice, args.kill_every_ms);
-    let (mut owed, mut told, mut looked) = (0, began, began);
+    let (mut owed, mut told) = (0, began);
     loop {
-        if looked.elapsed() > LOOK {
-            looked = Instant::now();
-            lapses.extend(rig.lapses()?);
-        }
         if next_kill.is_some_and(|at| at <= Instant::now()) {
             let at = dice.random_range(0..alive.len());
-            // Dropping it kills it with SIGKILL.
-            drop(alive.swap_remove(at));
-            kills.push(Instant::now());
-            alive.push(rig.dispatcher()?);
+            let (process, victim) = alive.swap_remove(at);
+            deaths.insert(process, now_ms());
+            victim.kill().await?;
+            let next = rig.dispatcher()?;
+            alive.push((rig.starts(), next));
             next_kill = soon(&mut dice, args.kill_every_ms);
         }
         let distinct = ledger.distinct();
@@ -88,7 +86,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
         }
         if told.elapsed() > Duration::from_secs(10) {
             told = Instant::now();
-            eprintln!("{distinct} of {} webhooks, {} kills", jobs * LIFE, kills.len());
+            eprintln!("{distinct} of {} webhooks, {} kills", jobs * LIFE, deaths.len());
         }
     }
     let took = began.elapsed();
@@ -97,24 +95,27 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
     let mut books = rig.books().await?;
     while books.0 > 0 && settled.elapsed() < patience {
         tokio::time::sleep(LOOK).await;
-        lapses.extend(rig.lapses()?);
         books = rig.books().await?;
     }
+    // Before the last ones end: what they have brought was not in doubt.
+    let copies = ledger.copies(rig.store.facts().partitions);
     drop(alive);
-    lapses.extend(rig.lapses()?);
-    let killed = kills.iter().map(|at| Cause { from: *at, until: *at });
-    let causes: Vec<Cause> = killed.chain(lapses.iter().map(|lapse| lapse.cause)).collect();
-    let (doubles, unexplained) = ledger.doubles(&causes, SLACK);
+    let mut causes = rig.causes()?;
+    causes.deaths = deaths;
+    let (doubles, lapses) = (causes.judge(&copies), &causes.lapses);
     let (faults, distinct) = (ledger.faults(), ledger.distinct());
     let (pending, delivered, other) = books;
     let lost = (jobs * LIFE).saturating_sub(distinct);
     println!("webhooks owed              {:>10}", jobs * LIFE);
     println!("ids that arrived           {distinct:>10}   lost {lost}");
     println!("POSTs                      {:>10}   in {:.1} s", ledger.posts(), took.as_secs_f64());
-    println!("dispatchers killed         {:>10}", kills.len());
+    println!("dispatchers killed         {:>10}", causes.deaths.len());
     let tries: u64 = lapses.iter().map(|lapse| lapse.tries).sum();
     println!("leases that lapsed         {:>10}   with {tries} tries in flight", lapses.len());
-    println!("copies beyond the first    {doubles:>10}   without a cause that explains them {unexplained}");
+    println!(
+        "copies beyond the first    {:>10}   without a cause that explains them {}; overtaken by at most {} ms",
+        doubles.all, doubles.unexplained, doubles.overtaken_ms
+    );
     println!("copies with other bytes    {:>10}", faults.altered);
     println!("out of order within a job  {:>10}", faults.disordered);
     println!("signature did not hold     {:>10}", faults.unsigned);
@@ -123,7 +124,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
         println!("first fault: {first}");
     }
     let sound = lost == 0
-        && unexplained == 0
+        && doubles.unexplained == 0
         && (faults.altered, faults.disordered, faults.unsigned) == (0, 0, 0)
         && delivered == jobs * LIFE;
     println!("{}", if sound { "sound" } else { "NOT SOUND" });

@@ -15,7 +15,10 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use ringback_service_runtime::time::now_ms;
+use ringback_store::deliveries::partition_of;
 use tokio::net::TcpListener;
+use uuid::Uuid;
 
 use crate::error::BenchError;
 use crate::signature;
@@ -23,7 +26,8 @@ use crate::signature;
 /// One webhook-id.
 #[derive(Debug)]
 struct Entry {
-    copies: Vec<Instant>,
+    /// When each came, Unix ms.
+    copies: Vec<i64>,
     bytes: u64,
 }
 
@@ -38,15 +42,6 @@ pub(super) struct Faults {
     pub(super) unsigned: u64,
     /// The first of them in words.
     pub(super) first: Option<String>,
-}
-
-/// What may cause copies: a kill, or a lease that lapsed with tries in flight.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Cause {
-    /// When it began.
-    pub(super) from: Instant,
-    /// When it was over.
-    pub(super) until: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -118,18 +113,19 @@ impl Ledger {
         self.book().faults.clone()
     }
 
-    /// Further copies, and those of them that nothing explains: what may cause copies happened between the copy before and
-    /// this one, or shortly before.
-    pub(super) fn doubles(&self, causes: &[Cause], slack: Duration) -> (u64, u64) {
+    /// Copies beyond the first.
+    pub(super) fn doubles(&self) -> u64 {
+        self.book().entries.values().map(|entry| entry.copies.len() as u64 - 1).sum()
+    }
+
+    /// When the copies of each webhook-id came, with the partition of its job.
+    pub(super) fn copies(&self, partitions: u16) -> Vec<(u16, Vec<i64>)> {
         let book = self.book();
-        let (mut doubles, mut unexplained) = (0, 0);
-        for pair in book.entries.values().flat_map(|entry| entry.copies.windows(2)) {
-            doubles += 1;
-            let explained =
-                causes.iter().any(|cause| cause.until + slack >= pair[0] && cause.from <= pair[1]);
-            unexplained += u64::from(!explained);
-        }
-        (doubles, unexplained)
+        let entries = book.entries.iter().map(|(id, entry)| {
+            let owner = id.split('_').nth(1).and_then(|id| Uuid::try_parse(id).ok()).unwrap_or_default();
+            (partition_of(owner.as_bytes(), partitions), entry.copies.clone())
+        });
+        entries.collect()
     }
 
     /// When the delivery with this number arrived first.
@@ -194,7 +190,7 @@ async fn take(state: &State, request: Request<Incoming>) -> Result<Answer, hyper
 }
 
 fn note(state: &State, headers: &HeaderMap, body: &[u8]) {
-    let now = Instant::now();
+    let (now, at_ms) = (Instant::now(), now_ms());
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let (id, seq) = (text("webhook-id"), text("webhook-sequence").parse::<u64>().unwrap_or_default());
     let mut hasher = DefaultHasher::new();
@@ -213,14 +209,14 @@ fn note(state: &State, headers: &HeaderMap, body: &[u8]) {
         book.faults.first.get_or_insert(reason);
     }
     if let Some(entry) = book.entries.get_mut(id) {
-        entry.copies.push(now);
+        entry.copies.push(at_ms);
         if entry.bytes != bytes {
             book.faults.altered += 1;
             book.faults.first.get_or_insert_with(|| format!("{id} came with other bytes"));
         }
         return;
     }
-    book.entries.insert(id.to_owned(), Entry { copies: vec![now], bytes });
+    book.entries.insert(id.to_owned(), Entry { copies: vec![at_ms], bytes });
     // `msg_<job>_<seq>_<target>`: what lies before the number is the job.
     let job = id.rsplitn(3, '_').last().unwrap_or(id).to_owned();
     let last = book.last_seq.entry(job).or_default();

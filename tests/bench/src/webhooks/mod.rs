@@ -1,5 +1,6 @@
 //! The dispatcher alone: deliveries owed in SQL, dispatchers as processes, a receiver that counts.
 
+mod copies;
 mod count;
 mod ledger;
 mod neighbours;

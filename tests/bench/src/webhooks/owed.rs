@@ -82,7 +82,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
         books = rig.books().await?;
     }
     drop(dispatcher);
-    let (up, faults, doubles) = (watch.most_kib, ledger.faults(), ledger.doubles(&[], Duration::ZERO).0);
+    let (up, faults, doubles) = (watch.most_kib, ledger.faults(), ledger.doubles());
     println!("owed                       {:>10}", args.deliveries);
     println!(
         "arrived                    {arrived:>10}   in {:.0} s, copies beyond the first {doubles}",

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use ringback_bus::{Bus, DeliveryAnnouncer};
 use ringback_contracts::{Message as _, v1};
-use ringback_domain::ProjectId;
+use ringback_domain::{ProjectId, TimestampMs};
 use ringback_service_runtime::Redacted;
 use ringback_service_runtime::config::{DataConfig, NatsConfig};
 use ringback_store::deliveries::{delivery_counts, insert_deliveries, partition_of};
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use uuid::Uuid;
 
-use super::ledger::Cause;
+use super::copies::{Causes, Lapse, Tenure};
 use super::{Cli, failed};
 use crate::children::{Running, find, free_port};
 use crate::error::BenchError;
@@ -28,20 +28,14 @@ use crate::instance::WEBHOOK_SECRET;
 const PROJECT: ProjectId = ProjectId(1);
 const READY: Duration = Duration::from_secs(60);
 
-/// A lease that lapsed with tries in flight.
-pub(super) struct Lapse {
-    /// From its last renewal until somebody noticed.
-    pub(super) cause: Cause,
-    /// How many tries.
-    pub(super) tries: u64,
-}
-
 /// The members of a dispatcher's log line that count here.
 #[derive(serde::Deserialize)]
 struct Said {
+    timestamp: String,
     message: String,
-    tries: u64,
-    renewed_ms_ago: u64,
+    partition: u16,
+    tries: Option<u64>,
+    renewed_ms_ago: Option<u64>,
 }
 
 /// Everything but the receiver.
@@ -52,8 +46,6 @@ pub(super) struct Rig {
     program: PathBuf,
     config: String,
     starts: u32,
-    /// How much of each dispatcher's log has been read.
-    read: BTreeMap<u32, usize>,
     _nats: Running,
     folder: TempDir,
 }
@@ -76,7 +68,7 @@ impl Rig {
         let config = format!(
             "[data]\ndir = {:?}\n[database]\nurl = {url:?}\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\n\
              [webhooks]\nallow_loopback = true\npartition_lease_ms = 2000\n\
-             [telemetry]\nlog_format = \"json\"\n",
+             [telemetry]\nlog_format = \"json\"\nlog_level = \"info,ringback_webhook_dispatcher::ownership=debug\"\n",
             folder.path()
         );
         let data = DataConfig { dir: folder.path().to_owned(), ..DataConfig::default() };
@@ -101,10 +93,10 @@ impl Rig {
             .clone()
             .or_else(|| beside.filter(|program| program.exists()))
             .unwrap_or_else(|| PathBuf::from("ringback-webhook-dispatcher"));
-        Ok(Self { store, announcer, program, config, starts: 0, read: BTreeMap::new(), _nats: nats, folder })
+        Ok(Self { store, announcer, program, config, starts: 0, _nats: nats, folder })
     }
 
-    /// Starts a dispatcher; it is ready when it is.
+    /// Starts a dispatcher, the next by number; it is ready when it is.
     pub(super) fn dispatcher(&mut self) -> Result<Running, BenchError> {
         self.starts += 1;
         let config = self.folder.path().join(format!("dispatcher-{}.toml", self.starts));
@@ -117,31 +109,37 @@ impl Rig {
         Running::start("ringback-webhook-dispatcher", command, log, None, hint)
     }
 
+    /// The number of the dispatcher that was started last.
+    pub(super) fn starts(&self) -> u32 {
+        self.starts
+    }
+
     fn log(&self, start: u32) -> PathBuf {
         self.folder.path().join(format!("dispatcher-{start}.log"))
     }
 
-    /// Leases that lapsed with tries in flight, as dispatchers have said since the last call.
-    pub(super) fn lapses(&mut self) -> Result<Vec<Lapse>, BenchError> {
-        let (now, mut lapses) = (Instant::now(), Vec::new());
-        for start in 1..=self.starts {
-            let log = self.log(start);
+    /// Owners of partitions, and leases that lapsed with tries in flight, as dispatchers have said.
+    pub(super) fn causes(&self) -> Result<Causes, BenchError> {
+        let mut causes = Causes::default();
+        for process in 1..=self.starts {
+            let log = self.log(process);
             let text = std::fs::read(&log).map_err(|source| BenchError::file(&log, source))?;
-            let from = self.read.entry(start).or_default();
-            let end = text.iter().rposition(|byte| *byte == b'\n').map_or(*from, |at| at + 1);
-            for line in text[*from..end].split(|byte| *byte == b'\n') {
-                let Ok(Said { message, tries, renewed_ms_ago }) = serde_json::from_slice(line) else {
-                    continue;
-                };
-                if message.starts_with("lease lapsed with") && tries > 0 {
-                    let span = Duration::from_millis(renewed_ms_ago);
-                    let cause = Cause { from: now.checked_sub(span).unwrap_or(now), until: now };
-                    lapses.push(Lapse { cause, tries });
+            for line in text.split(|byte| *byte == b'\n') {
+                let Ok(said) = serde_json::from_slice::<Said>(line) else { continue };
+                let Some(TimestampMs(at_ms)) = TimestampMs::parse_rfc3339(&said.timestamp) else { continue };
+                let partition = said.partition;
+                if said.message.starts_with("partition taken") {
+                    causes.tenures.push(Tenure { partition, process, from_ms: at_ms });
+                }
+                if let (Some(tries @ 1..), Some(ago)) = (said.tries, said.renewed_ms_ago)
+                    && said.message.starts_with("lease lapsed with")
+                {
+                    let from_ms = at_ms.saturating_sub_unsigned(ago);
+                    causes.lapses.push(Lapse { partition, from_ms, until_ms: at_ms, tries });
                 }
             }
-            *from = end;
         }
-        Ok(lapses)
+        Ok(causes)
     }
 
     /// Commits deliveries, and announces them as the tracker does if `announced`.

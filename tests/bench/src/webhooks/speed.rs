@@ -62,7 +62,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<bool, BenchError> {
     }
     drop(dispatcher);
     let again = self::floor(&ledger, args.floor).await?;
-    let (faults, doubles) = (ledger.faults(), ledger.doubles(&[], Duration::ZERO).0);
+    let (faults, doubles) = (ledger.faults(), ledger.doubles());
     println!("owed                       {:>10}", args.owed);
     println!("arrived                    {arrived:>10}   copies beyond the first {doubles}");
     println!("rate                       {rate:>10.0} /s   signed, recorded in SQL");
