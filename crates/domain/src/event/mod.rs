@@ -151,7 +151,7 @@ impl EventType {
         )
     }
 
-    /// Whether it tells of a stretch of work that goes on: sent at most once per half second and job.
+    /// Whether it tells of a stretch of work that goes on: sent to a target at most once per half second and job.
     #[must_use]
     pub const fn is_throttled(self) -> bool {
         matches!(self, Self::JobProgress | Self::CompletionStreaming)
